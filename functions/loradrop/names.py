@@ -1,0 +1,96 @@
+"""Names: of adapters, of the components and objects that stand for them, and the order of uploads."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+UPLOAD_PREFIX = "adapters/"
+UPLOAD_SUFFIX = ".tar.gz"
+
+MAX_ADAPTER_NAME_CHARACTERS = 128
+# SageMaker: [a-zA-Z0-9]([\-a-zA-Z0-9]*[a-zA-Z0-9])?, at most 63 characters (CreateInferenceComponent).
+MAX_COMPONENT_NAME_CHARACTERS = 63
+# S3 sends 16 to 18 hexadecimal digits today; the order holds for any length up to this one.
+SEQUENCER_DIGITS = 40
+
+_SEGMENT = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_ADAPTER_NAME = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
+_HEXADECIMAL = re.compile(r"[0-9A-Fa-f]+")
+_DIGEST_CHARACTERS = 20
+
+ADAPTER_NAME_RULE = (
+    "letters, digits, '.', '_' and '-', each part between slashes beginning and ending with a letter or digit, "
+    f"at most {MAX_ADAPTER_NAME_CHARACTERS} characters in all"
+)
+
+
+class AdapterNameInvalidError(ValueError):
+    """The key names no adapter; the message says what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One object version in the upload bucket, as its Object Created event tells it."""
+
+    bucket: str
+    key: str
+    version_id: str
+    sequencer: str
+    size_bytes: int
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.key}"
+
+
+def key_stem(key: str) -> str:
+    """`adapters/tenant/acme.tar.gz` → `tenant/acme`, whatever characters stand between."""
+    return key.removeprefix(UPLOAD_PREFIX).removesuffix(UPLOAD_SUFFIX)
+
+
+def adapter_name(key: str) -> str:
+    """The adapter that a key names. Raises AdapterNameInvalidError with the rule in its message."""
+    name = key_stem(key)
+    if not (key.startswith(UPLOAD_PREFIX) and key.endswith(UPLOAD_SUFFIX)):
+        raise AdapterNameInvalidError(f"The key {key!r} is not of the form {UPLOAD_PREFIX}<adapter>{UPLOAD_SUFFIX}.")
+    if len(name) > MAX_ADAPTER_NAME_CHARACTERS or not _ADAPTER_NAME.fullmatch(name):
+        raise AdapterNameInvalidError(
+            f"{name!r} is no adapter name. Allowed: {ADAPTER_NAME_RULE}. "
+            f"Upload it again as {UPLOAD_PREFIX}<name>{UPLOAD_SUFFIX}."
+        )
+    return name
+
+
+def component_name(adapter: str, release: str, *, endpoint: str, base: str) -> str:
+    """The name of the component that serves a release, the same each time it is asked for.
+
+    Names are unique in an account and region, so the digest holds the endpoint and the base as well: two stacks
+    that serve the same bytes do not meet. The readable part is for the console; the digest alone tells apart.
+    """
+    digest = hashlib.sha256("\0".join((endpoint, base, adapter, release)).encode()).hexdigest()[:_DIGEST_CHARACTERS]
+    room = MAX_COMPONENT_NAME_CHARACTERS - len(digest) - 1
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", adapter)[:room].strip("-")
+    return f"{readable}-{digest}"
+
+
+def release_key(adapter: str, release: str) -> str:
+    return f"releases/{adapter}/{release}{UPLOAD_SUFFIX}"
+
+
+def release_manifest_key(adapter: str, release: str) -> str:
+    return f"releases/{adapter}/{release}.json"
+
+
+def report_key(key: str) -> str:
+    """Where the report on an upload's adapter lies, in the upload bucket; also for a key that names no adapter."""
+    return f"reports/{key_stem(key)}.json"
+
+
+def comparable_sequencer(sequencer: str) -> str:
+    """A sequencer as a string that sorts as S3 orders the events of one key: hexadecimal, padded from the left.
+
+    Raises ValueError if it is not hexadecimal or longer than SEQUENCER_DIGITS.
+    """
+    if not _HEXADECIMAL.fullmatch(sequencer) or len(sequencer) > SEQUENCER_DIGITS:
+        raise ValueError(f"The sequencer {sequencer!r} is not 1 to {SEQUENCER_DIGITS} hexadecimal digits.")
+    return sequencer.upper().zfill(SEQUENCER_DIGITS)

@@ -1,0 +1,210 @@
+"""Smoke prompts: what an adapter is asked before it goes live, and how its answers are weighed against the base's."""
+
+import json
+import math
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any
+
+MAX_SMOKE_BYTES = 64 * 1024
+MAX_SMOKE_PROMPTS = 16
+MAX_INPUT_CHARACTERS = 8_000
+MAX_EXPECT_CHARACTERS = 500
+MAX_NEW_TOKENS = 256
+DEFAULT_NEW_TOKENS = 32
+# A pattern that backtracks without end is the uploader's mistake, not the controller's time.
+MAX_MATCH_SECONDS = 1.0
+# Parameters that an uploader may set; the stack itself sets temperature, details and the seed.
+ALLOWED_PARAMETERS = frozenset({"max_new_tokens", "stop"})
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 64
+# Greedy answers of one model differ by this much, in nats per token, when the server's batches differ (bf16).
+LOGPROB_NOISE = 1e-4
+# How many times the base's own difference, measured by asking it twice, counts as a difference.
+NOISE_FACTOR = 3.0
+
+
+class SmokePromptsInvalidError(ValueError):
+    """`smoke.jsonl` can't be used; the message says which line, what was found and what is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmokePrompt:
+    """One question. `expect` is a substring of the right answer, or a regular expression between slashes."""
+
+    inputs: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    expect: str | None = None
+
+    def payload(self) -> dict[str, Any]:
+        """The body for `invoke_endpoint`: LMI's `inputs` + `parameters` schema, greedy, with token details."""
+        parameters = {"max_new_tokens": DEFAULT_NEW_TOKENS, **self.parameters, "temperature": 0, "details": True}
+        return {"inputs": self.inputs, "parameters": parameters}
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a component said. `logprobs` are nats per generated token, empty where the container gives none."""
+
+    text: str
+    tokens: tuple[str, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One prompt's outcome; `compared_by` says in words what was compared and by how much it differs."""
+
+    differs: bool
+    compared_by: str
+
+
+def parse_smoke_prompts(data: bytes) -> tuple[SmokePrompt, ...]:
+    """The prompts of a `smoke.jsonl`, one JSON object a line: `inputs`, optional `parameters`, optional `expect`.
+
+    Raises SmokePromptsInvalidError, whose message is a full sentence.
+    """
+    if len(data) > MAX_SMOKE_BYTES:
+        raise SmokePromptsInvalidError(f"smoke.jsonl has {len(data)} bytes; at most {MAX_SMOKE_BYTES} are read.")
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise SmokePromptsInvalidError(f"smoke.jsonl is not UTF-8 (byte {error.start}).") from error
+    prompts = tuple(_parse_line(number, line) for number, line in enumerate(lines, 1) if line.strip())
+    if not 1 <= len(prompts) <= MAX_SMOKE_PROMPTS:
+        raise SmokePromptsInvalidError(
+            f"smoke.jsonl holds {len(prompts)} prompts; 1 to {MAX_SMOKE_PROMPTS} are allowed. "
+            "Leave the file out to be asked the stack's default prompts."
+        )
+    return prompts
+
+
+def _parse_line(number: int, line: str) -> SmokePrompt:
+    def invalid(what: str) -> SmokePromptsInvalidError:
+        return SmokePromptsInvalidError(f"smoke.jsonl, line {number}: {what}.")
+
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise invalid("not JSON; write one object a line") from error
+    if not isinstance(entry, dict):
+        raise invalid(f"a JSON {type(entry).__name__}; an object with 'inputs' is needed")
+    inputs, parameters, expect = entry.get("inputs"), entry.get("parameters", {}), entry.get("expect")
+    if not isinstance(inputs, str) or not 1 <= len(inputs) <= MAX_INPUT_CHARACTERS:
+        raise invalid(f"'inputs' must be a text of 1 to {MAX_INPUT_CHARACTERS} characters")
+    try:
+        inputs.encode()
+    except UnicodeEncodeError as error:
+        raise invalid("'inputs' holds half of a surrogate pair, which is no character") from error
+    if not isinstance(parameters, dict) or not parameters.keys() <= ALLOWED_PARAMETERS:
+        raise invalid(f"'parameters' must be an object with only {', '.join(sorted(ALLOWED_PARAMETERS))}")
+    new_tokens = parameters.get("max_new_tokens", DEFAULT_NEW_TOKENS)
+    if not isinstance(new_tokens, int) or isinstance(new_tokens, bool) or not 1 <= new_tokens <= MAX_NEW_TOKENS:
+        raise invalid(f"'max_new_tokens' must be a whole number from 1 to {MAX_NEW_TOKENS}")
+    stops = parameters.get("stop", [])
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(_is_stop(stop) for stop in stops):
+        raise invalid(f"'stop' must be a list of at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters")
+    if expect is not None:
+        if not isinstance(expect, str) or not 1 <= len(expect) <= MAX_EXPECT_CHARACTERS:
+            raise invalid(f"'expect' must be a text of 1 to {MAX_EXPECT_CHARACTERS} characters, or /pattern/")
+        try:
+            _pattern(expect)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise invalid(f"'expect' is no regular expression: {error}") from error
+    return SmokePrompt(inputs, parameters, expect)
+
+
+def _is_stop(stop: object) -> bool:
+    return isinstance(stop, str) and 1 <= len(stop) <= MAX_STOP_CHARACTERS
+
+
+def _pattern(expect: str) -> re.Pattern[str] | None:
+    if len(expect) > 2 and expect.startswith("/") and expect.endswith("/"):
+        return re.compile(expect[1:-1])
+    return None
+
+
+def meets_expectation(text: str, expect: str | None) -> bool:
+    """Whether an answer is as expected. A pattern that is not matched within MAX_MATCH_SECONDS is not met."""
+    if expect is None:
+        return True
+    pattern = _pattern(expect)
+    if pattern is None:
+        return expect in text
+    try:
+        with _time_limit(MAX_MATCH_SECONDS):
+            return pattern.search(text) is not None
+    except TimeoutError:
+        return False
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    # Python's regular expressions look for signals while they search, so an alarm ends them.
+    def give_up(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def parse_answer(body: bytes) -> Answer:
+    """The answer in a response of LMI's `inputs` schema.
+
+    Raises ValueError if it holds no `generated_text`: an error object, say, which LMI can send with status 200.
+    """
+    response = json.loads(body)
+    if isinstance(response, list) and len(response) == 1:
+        response = response[0]
+    if not isinstance(response, dict) or not isinstance(response.get("generated_text"), str):
+        raise ValueError(  # noqa: TRY004
+            f"The container's answer holds no generated_text: {body[:300].decode(errors='replace')}"
+        )
+    tokens = (response.get("details") or {}).get("tokens") or []
+    # The asynchronous handler says `logprob`, the rolling-batch one `log_prob`.
+    logprobs = [token.get("logprob", token.get("log_prob")) for token in tokens]
+    if any(logprob is None for logprob in logprobs):
+        tokens, logprobs = [], []
+    return Answer(
+        text=response["generated_text"],
+        tokens=tuple(str(token.get("text")) for token in tokens),
+        logprobs=tuple(float(logprob) for logprob in logprobs),
+    )
+
+
+def logprob_difference(one: Answer, other: Answer) -> float | None:
+    """The largest difference in nats over the tokens that both chose; infinite from where they chose differently.
+
+    None where one of them came without log-probabilities.
+    """
+    if not one.logprobs or not other.logprobs:
+        return None
+    if one.tokens != other.tokens:
+        return math.inf
+    return max(abs(a - b) for a, b in zip(one.logprobs, other.logprobs, strict=True))
+
+
+def compare(adapter: Answer, base: Answer, base_again: Answer) -> Comparison:
+    """Whether the adapter answers differently from its base, by more than the base differs from itself."""
+    difference = logprob_difference(adapter, base)
+    noise = logprob_difference(base, base_again)
+    if difference is None or noise is None:
+        return Comparison(adapter.text not in (base.text, base_again.text), "text")
+    if math.isinf(noise):  # the base itself wavers here: only an answer that neither try gave is a difference
+        return Comparison(adapter.tokens not in (base.tokens, base_again.tokens), "tokens; the base wavers")
+    if math.isinf(difference):
+        return Comparison(True, "tokens")
+    threshold = max(LOGPROB_NOISE, NOISE_FACTOR * noise)
+    return Comparison(difference > threshold, f"log-probabilities: {difference:.2g} nats, noise {threshold:.2g}")
