@@ -1,0 +1,321 @@
+"""The model server in the container: LMI's request and response schemas over an engine.
+
+The schema is told by the key that is present, in LMI's order: `prompt` (OpenAI completion), `inputs` (LMI's own), `messages`
+(OpenAI chat). LMI has two handlers with different answers to `inputs`: the rolling-batch ones name a token's field `log_prob`;
+the asynchronous vLLM handler names it `logprob`, and its finish_reason is vLLM's stop_reason, which is null unless a stop string was met.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from .engines import Engine, Token
+from .errors import ContainerError
+
+JSON = "application/json"
+JSON_LINES = "application/jsonlines"
+# The most an answer may have where the request names no limit: the engine's context ends it earlier.
+NO_LIMIT_TOKENS = 4096
+
+
+class Handler(StrEnum):
+    ROLLING_BATCH = "rolling batch"
+    ASYNC_VLLM = "async vLLM"
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Handler":
+        asynchronous = environment.get("OPTION_ASYNC_MODE", "").lower() == "true"
+        return (
+            cls.ASYNC_VLLM
+            if asynchronous or "vllm_async" in environment.get("OPTION_ENTRYPOINT", "")
+            else cls.ROLLING_BATCH
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The content type, and the body in the pieces in which the container sends it."""
+
+    content_type: str
+    chunks: Iterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    prompt: str
+    max_new_tokens: int
+    temperature: float
+    stop: tuple[str, ...]
+    streamed: bool
+    details: bool = False
+    return_full_text: bool = False
+    logprobs: int | None = None
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+
+def answer(engine: Engine, adapter: str | None, body: bytes, handler: Handler, model: str = "lmi") -> Answer:
+    """What the container says to this request. Raises ContainerError for what it refuses."""
+    request = _parsed(body)
+    try:
+        if "prompt" in request:
+            call = _openai_call(request, str(request["prompt"]), default_max_tokens=16)
+            return _answer(engine, adapter, call, _completion(model), _completion_chunks(model))
+        if "inputs" in request:
+            call = _lmi_call(request, handler)
+            return _answer(engine, adapter, call, _generated_text(handler), _generated_lines(handler))
+        if "messages" in request:
+            prompt = engine.apply_chat_template(request["messages"])
+            call = _openai_call(request, prompt, default_max_tokens=NO_LIMIT_TOKENS)
+            return _answer(engine, adapter, call, _chat_completion(model), _chat_chunks(model))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ContainerError(400, json.dumps({"error": str(error), "code": 400})) from error
+    raise _refusal("invalid payload. must contain prompt, inputs, or messages")
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(body)
+    except ValueError as error:
+        raise _refusal(str(error)) from error
+    if not isinstance(request, dict):
+        raise _refusal("invalid payload. must contain prompt, inputs, or messages")
+    return request
+
+
+def _refusal(reason: str) -> ContainerError:
+    return ContainerError(424, json.dumps({"error": f"Input parsing failed: {reason}", "code": 424}))
+
+
+def _lmi_call(request: Mapping[str, Any], handler: Handler) -> _Call:
+    parameters = request.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise TypeError(f"parameters must be an object, not {type(parameters).__name__}")
+    # vLLM samples unless it is told not to; the rolling-batch handlers are greedy unless they are told to sample.
+    sampled = handler is Handler.ASYNC_VLLM or bool(parameters.get("do_sample"))
+    temperature = float(parameters.get("temperature", 1.0 if sampled else 0.0))
+    stop = parameters.get("stop") or (parameters.get("stop_sequences") if handler is Handler.ROLLING_BATCH else None)
+    return _Call(
+        prompt=str(request["inputs"]),
+        max_new_tokens=int(parameters.get("max_new_tokens", 30)),
+        temperature=0.0 if parameters.get("do_sample") is False else temperature,
+        stop=_stops(stop),
+        streamed=bool(request.get("stream", False)),
+        details=bool(parameters.get("details", False)),
+        return_full_text=bool(parameters.get("return_full_text", False)),
+        request=request,
+    )
+
+
+def _openai_call(request: Mapping[str, Any], prompt: str, *, default_max_tokens: int) -> _Call:
+    wanted = request.get("logprobs")
+    return _Call(
+        prompt=prompt,
+        max_new_tokens=int(request.get("max_completion_tokens") or request.get("max_tokens") or default_max_tokens),
+        temperature=float(request.get("temperature", 1.0)),
+        stop=_stops(request.get("stop")),
+        streamed=bool(request.get("stream", False)),
+        # Chat says true or false, a completion says how many alternatives it wants beside the chosen token.
+        logprobs=None if wanted is None or wanted is False else int(wanted),
+        request=request,
+    )
+
+
+def _stops(stop: Any) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    return (stop,) if isinstance(stop, str) else tuple(str(text) for text in stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    text: str
+    tokens: Sequence[Token]
+    finish_reason: str  # "length" | "eos_token" | "stop"
+    prompt_tokens: int
+
+    @property
+    def openai_finish_reason(self) -> str:
+        return "length" if self.finish_reason == "length" else "stop"
+
+    def usage(self) -> dict[str, int]:
+        answered = len(self.tokens)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": answered,
+            "total_tokens": self.prompt_tokens + answered,
+        }
+
+
+def _answer(engine: Engine, adapter: str | None, call: _Call, whole: Any, lines: Any) -> Answer:
+    if call.streamed:
+        tokens = engine.stream(
+            call.prompt,
+            adapter=adapter,
+            max_new_tokens=call.max_new_tokens,
+            temperature=call.temperature,
+            stop=call.stop,
+        )
+        return Answer(JSON_LINES, (_line(piece) for piece in lines(call, tokens)))
+    made = engine.generate(
+        call.prompt, adapter=adapter, max_new_tokens=call.max_new_tokens, temperature=call.temperature, stop=call.stop
+    )
+    result = _Result(made.text, made.tokens, made.finish_reason, made.prompt_tokens)
+    return Answer(JSON, iter((_line(whole(call, result)),)))
+
+
+def _line(piece: dict[str, Any]) -> bytes:
+    return json.dumps(piece, ensure_ascii=False).encode() + b"\n"
+
+
+def _lmi_token(token: Token, handler: Handler) -> dict[str, Any]:
+    name = "logprob" if handler is Handler.ASYNC_VLLM else "log_prob"
+    return {"id": token.id, "text": token.text, name: token.logprob}
+
+
+def _generated_text(handler: Handler) -> Any:
+    def whole(call: _Call, result: _Result) -> dict[str, Any]:
+        text = call.prompt + result.text if call.return_full_text else result.text
+        if not call.details:
+            return {"generated_text": text}
+        tokens = [_lmi_token(token, handler) for token in result.tokens]
+        if handler is Handler.ASYNC_VLLM:
+            details = {
+                "finish_reason": None,
+                "generated_tokens": len(tokens),
+                "seed": None,
+                "prefill": [],
+                "tokens": tokens,
+            }
+        else:
+            details = {
+                "finish_reason": "stop_sequence" if result.finish_reason == "stop" else result.finish_reason,
+                "generated_tokens": len(tokens),
+                "inputs": call.prompt,
+                "tokens": tokens,
+            }
+        return {"generated_text": text, "details": details}
+
+    return whole
+
+
+def _generated_lines(handler: Handler) -> Any:
+    def lines(call: _Call, tokens: Iterator[Token]) -> Iterator[dict[str, Any]]:
+        sent: list[Token] = []
+        for token, is_last in _with_last(tokens):
+            sent.append(token)
+            line: dict[str, Any] = {"token": _lmi_token(token, handler)}
+            if is_last:
+                text = "".join(piece.text for piece in sent)
+                line["generated_text"] = call.prompt + text if call.return_full_text else text
+                if call.details or handler is Handler.ROLLING_BATCH:
+                    reason = "length" if len(sent) >= call.max_new_tokens else "eos_token"
+                    line["details"] = {"finish_reason": reason, "generated_tokens": len(sent), "inputs": call.prompt}
+            yield line
+
+    return lines
+
+
+def _completion(model: str) -> Any:
+    def whole(call: _Call, result: _Result) -> dict[str, Any]:
+        logprobs = None
+        if call.logprobs is not None:
+            offsets, place = [], 0
+            for token in result.tokens:
+                offsets.append(place)
+                place += len(token.text)
+            logprobs = {
+                "text_offset": offsets,
+                "token_logprobs": [token.logprob for token in result.tokens],
+                "tokens": [token.text for token in result.tokens],
+                "top_logprobs": [{token.text: token.logprob} for token in result.tokens],
+            }
+        choice = {
+            "index": 0,
+            "text": result.text,
+            "logprobs": logprobs,
+            "finish_reason": result.openai_finish_reason,
+            "stop_reason": None,
+        }
+        return _openai("cmpl", "text_completion", model, [choice]) | {"usage": result.usage()}
+
+    return whole
+
+
+def _completion_chunks(model: str) -> Any:
+    def chunks(call: _Call, tokens: Iterator[Token]) -> Iterator[dict[str, Any]]:
+        envelope = _openai("cmpl", "text_completion", model, [])
+        count = 0
+        for token, is_last in _with_last(tokens):
+            count += 1
+            reason = _stream_reason(count, call) if is_last else None
+            logprobs = None if call.logprobs is None else {"tokens": [token.text], "token_logprobs": [token.logprob]}
+            choice = {"index": 0, "text": token.text, "logprobs": logprobs, "finish_reason": reason}
+            yield envelope | {"choices": [choice]}
+
+    return chunks
+
+
+def _chat_completion(model: str) -> Any:
+    def whole(call: _Call, result: _Result) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": result.text},
+            "logprobs": {"content": [_chat_token(token) for token in result.tokens]} if call.logprobs else None,
+            "finish_reason": result.openai_finish_reason,
+            "stop_reason": None,
+        }
+        return _openai("chatcmpl", "chat.completion", model, [choice]) | {"usage": result.usage()}
+
+    return whole
+
+
+def _chat_chunks(model: str) -> Any:
+    def chunks(call: _Call, tokens: Iterator[Token]) -> Iterator[dict[str, Any]]:
+        envelope = _openai("chatcmpl", "chat.completion.chunk", model, [])
+        first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        yield envelope | {"choices": [first]}
+        count = 0
+        for token, is_last in _with_last(tokens):
+            count += 1
+            choice = {
+                "index": 0,
+                "delta": {"content": token.text},
+                "logprobs": {"content": [_chat_token(token)]} if call.logprobs else None,
+                "finish_reason": _stream_reason(count, call) if is_last else None,
+            }
+            yield envelope | {"choices": [choice]}
+
+    return chunks
+
+
+def _chat_token(token: Token) -> dict[str, Any]:
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.text.encode()), "top_logprobs": []}
+
+
+def _openai(prefix: str, kind: str, model: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "choices": choices,
+    }
+
+
+def _stream_reason(count: int, call: _Call) -> str:
+    return "length" if count >= call.max_new_tokens else "stop"
+
+
+def _with_last(tokens: Iterator[Token]) -> Iterator[tuple[Token, bool]]:
+    """Each token, and whether it is the last: one is held back to know."""
+    held: Token | None = None
+    for token in tokens:
+        if held is not None:
+            yield held, False
+        held = token
+    if held is not None:
+        yield held, True
