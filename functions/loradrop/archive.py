@@ -1,0 +1,333 @@
+"""The members of a tar archive, read once from front to back.
+
+Python's tarfile, GNU tar and libarchive disagree about odd archives: two readers see two archives. So this reader knows
+the plain forms that `tar`, `bsdtar` and Python write (ustar, GNU long names, pax), and refuses everything else: what it
+accepts, all of them read alike.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from loradrop.policy import Policy
+from loradrop.problems import ProblemCode, Problems
+from loradrop.stream import GZIP_MAGIC, ArchiveError, ByteSource, what_is_it
+
+BLOCK = 512
+_ZERO_BLOCK = bytes(BLOCK)
+_OCTAL = re.compile(rb" *([0-7]{1,12})[ \x00]*")
+_PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
+# Keys of pax headers that say nothing about what is unpacked where.
+_PAX_IGNORED = re.compile(
+    r"(mtime|atime|ctime|uid|gid|uname|gname|comment"
+    r"|LIBARCHIVE\.(creationtime|xattr\..*)|SCHILY\.(xattr\..*|acl\..*|fflags|dev|ino|nlink)|RHT\..*)",
+    re.DOTALL,
+)
+_KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"6": "a named pipe",
+    b"S": "a sparse file",
+    b"V": "a volume label",
+    b"M": "a part of a file on another volume",
+}
+
+
+class Body:
+    """The bytes of one member: read once, hashed on the way."""
+
+    def __init__(self, source: ByteSource, size: int, name: str) -> None:
+        self._source = source
+        self._name = name
+        self._digest = hashlib.sha256()
+        self.left = size
+
+    def pieces(self, count: int) -> Iterator[memoryview]:
+        """The next `count` bytes, or as many as are left."""
+        count = min(count, self.left)
+        for piece in self._source.pieces(count):
+            self._digest.update(piece)
+            self.left -= len(piece)
+            count -= len(piece)
+            yield piece
+        if count:
+            raise ArchiveError(
+                ProblemCode.TAR_TRUNCATED,
+                f"The archive ends inside {self._name}: {self.left} bytes are missing.",
+                place=self._name,
+            )
+
+    def take(self, count: int) -> bytes:
+        return b"".join(self.pieces(count))
+
+    def skip(self) -> None:
+        for _ in self.pieces(self.left):
+            pass
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read so far."""
+        return self._digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    name: str  # normalised: no leading ./ and no trailing /
+    size: int
+    is_folder: bool
+    body: Body
+
+
+@dataclass(slots=True)
+class _Extensions:
+    """What extended headers said about the member that follows them."""
+
+    name: bytes | None = None
+    size: int | None = None
+    kinds: list[str] = field(default_factory=list)
+
+
+def read_members(source: ByteSource, policy: Policy, problems: Problems) -> Iterator[Member]:
+    """The members whose names are safe; the others become problems. A body that is not read is skipped.
+
+    Raises ArchiveError where nothing further can be understood.
+    """
+    names = Names(policy, problems)
+    extensions = _Extensions()
+    is_first = True
+    while True:
+        block = source.take(BLOCK)
+        if len(block) < BLOCK:
+            raise _not_a_tar(block) if is_first else _truncated()
+        if block == _ZERO_BLOCK:
+            if extensions.kinds:
+                raise _refused("An extended header is followed by no member.")
+            _refuse_hidden_data(source)
+            return
+        header = _read_header(block, is_first)
+        is_first = False
+        if header.kind in (b"x", b"g", b"L", b"K"):
+            _read_extension(header, source, policy, extensions)
+            continue
+        name = extensions.name if extensions.name is not None else header.name
+        if extensions.size not in (None, header.size):
+            raise _refused(f"A pax header gives a member {extensions.size} bytes, its own header {header.size}.")
+        extensions = _Extensions()
+        shown = name.decode("utf-8", "backslashreplace")
+        body = Body(source, header.size, shown)
+        if header.kind in (b"0", b"\0", b"5"):
+            is_folder = header.kind == b"5" or name.endswith(b"/")
+            if is_folder and header.size:
+                raise _refused(f"The folder {shown} has {header.size} bytes of its own.", place=shown)
+            normal = names.normalise(name, is_folder)
+            if normal is not None:
+                yield Member(normal, header.size, is_folder, body)
+        else:
+            what = _KINDS.get(header.kind, f"of the unknown type {header.kind!r}")
+            message = f"{shown} is {what}; only files and folders are allowed."
+            if header.size or header.kind not in (b"1", b"2", b"3", b"4", b"6"):
+                # Readers disagree about whether bytes follow such a header: nothing after it is certain.
+                raise ArchiveError(ProblemCode.MEMBER_TYPE_REFUSED, message, place=shown)
+            problems.add(ProblemCode.MEMBER_TYPE_REFUSED, message, place=shown)
+        body.skip()
+        padding = -header.size % BLOCK
+        if len(source.take(padding)) < padding:
+            raise _truncated()
+
+
+class Names:
+    """Which names are safe, and not taken yet."""
+
+    def __init__(self, policy: Policy, problems: Problems) -> None:
+        self._policy = policy
+        self._problems = problems
+        self._taken: dict[str, bool] = {}  # folded name: whether it is a folder
+        self._count = 0
+
+    def normalise(self, raw: bytes, is_folder: bool) -> str | None:
+        """The name without ./ and trailing slash; None where it is refused or the root itself."""
+        self._count += 1
+        if self._count > self._policy.max_members:
+            raise ArchiveError(
+                ProblemCode.TOO_MANY_MEMBERS,
+                f"The archive has more than {self._policy.max_members} members; an adapter has three or so.",
+                command="loradrop package FOLDER -o adapter.tar.gz",
+            )
+        shown = raw[: self._policy.max_name_bytes].decode("utf-8", "backslashreplace")
+        reason = self._why_unsafe(raw)
+        if reason is not None:
+            self._problems.add(ProblemCode.MEMBER_NAME_UNSAFE, f"A member's name {reason}.", place=shown)
+            return None
+        name = raw.decode("utf-8")
+        while name.startswith("./"):
+            name = name[2:]
+        name = name.removesuffix("/")
+        if name in ("", "."):
+            if is_folder:
+                return None
+            self._problems.add(ProblemCode.MEMBER_NAME_UNSAFE, "A file has no name.", place=shown)
+            return None
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            reason = "has an empty, `.` or `..` part"
+            self._problems.add(ProblemCode.MEMBER_NAME_UNSAFE, f"A member's name {reason}.", place=shown)
+            return None
+        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if folded in self._taken:
+            if is_folder and self._taken[folded]:
+                return None
+            self._problems.add(
+                ProblemCode.MEMBER_NAME_DUPLICATE,
+                f"Two members are called {name} (capitals and Unicode forms do not count): readers pick different ones.",
+                place=shown,
+            )
+            return None
+        self._taken[folded] = is_folder
+        return name
+
+    def _why_unsafe(self, raw: bytes) -> str | None:
+        if len(raw) > self._policy.max_name_bytes:
+            return f"has {len(raw)} bytes; at most {self._policy.max_name_bytes} are allowed"
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return "is not UTF-8"
+        if name.startswith("/"):
+            return "is absolute"
+        if "\\" in name:
+            return "has a backslash"
+        if not name.isprintable():
+            return "has a control character or another one that cannot be seen"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    name: bytes
+    size: int
+    kind: bytes
+
+
+def _read_header(block: bytes, is_first: bool) -> _Header:
+    checksum = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    if _octal(block[148:156]) != checksum:
+        if is_first:
+            raise _not_a_tar(block)
+        raise ArchiveError(
+            ProblemCode.TAR_CORRUPT, "A header in the middle of the archive is damaged: its checksum is wrong."
+        )
+    size = _number(block[124:136])
+    if size is None:
+        raise ArchiveError(ProblemCode.TAR_CORRUPT, "A header's size is no number, or below 0.")
+    name = block[:100].partition(b"\0")[0]
+    if block[257:263] == b"ustar\0":
+        if block[508:512] == b"tar\0":
+            raise _refused("The archive is in star's own format, which other programs read differently.")
+        prefix = block[345:500].partition(b"\0")[0]
+        name = prefix + b"/" + name if prefix else name
+    return _Header(name, size, block[156:157])
+
+
+def _octal(text: bytes) -> int | None:
+    match = _OCTAL.fullmatch(text)
+    return None if match is None else int(match[1], 8)
+
+
+def _number(text: bytes) -> int | None:
+    if text[0] == 0x80:  # GNU's form for sizes from 8 GiB
+        return int.from_bytes(text[1:], "big")
+    return _octal(text)
+
+
+def _read_extension(header: _Header, source: ByteSource, policy: Policy, extensions: _Extensions) -> None:
+    if header.size > policy.max_extended_header_bytes:
+        raise _refused(
+            f"An extended header has {header.size} bytes; at most {policy.max_extended_header_bytes} are read."
+        )
+    if len(extensions.kinds) >= policy.max_extended_headers_in_a_row:
+        raise _refused(f"More than {policy.max_extended_headers_in_a_row} extended headers follow one another.")
+    kind = header.kind.decode()
+    if kind != "g" and kind in extensions.kinds or {kind, *extensions.kinds} >= {"x", "L"}:
+        raise _refused("Two extended headers name the same member.")
+    extensions.kinds.append(kind)
+    data = source.take(header.size + -header.size % BLOCK)
+    if len(data) < header.size:
+        raise _truncated()
+    data = data[: header.size]
+    if kind in ("L", "K"):
+        name = data.removesuffix(b"\0")
+        if not name or b"\0" in name:
+            raise _refused("A GNU long name is empty or holds a NUL.")
+        if kind == "L":
+            extensions.name = name
+        return
+    for key, value in _pax_records(data).items():
+        if key in ("path", "size", "linkpath") and kind == "g":
+            raise _refused(f"A global pax header sets {key} for every member.")
+        if key == "path":
+            if not value or b"\0" in value:
+                raise _refused("A pax path is empty or holds a NUL.")
+            extensions.name = value
+        elif key == "size":
+            if not re.fullmatch(rb"[0-9]{1,19}", value):
+                raise _refused("A pax size is no whole number of at least 0.")
+            extensions.size = int(value)
+        elif key.startswith("GNU.sparse"):
+            raise ArchiveError(
+                ProblemCode.MEMBER_TYPE_REFUSED, "A member is a sparse file; only plain files are allowed."
+            )
+        elif key != "linkpath" and not _PAX_IGNORED.fullmatch(key):
+            raise _refused(f"A pax header has the key {key[:60]!r}, which readers understand differently.")
+
+
+def _pax_records(data: bytes) -> dict[str, bytes]:
+    """Records `LENGTH KEY=VALUE\\n`, where LENGTH counts the whole record."""
+    records: dict[str, bytes] = {}
+    position = 0
+    while position < len(data):
+        match = _PAX_LENGTH.match(data, position)
+        end = position + int(match[1]) if match else 0
+        if match is None or end > len(data) or end <= match.end() or data[end - 1 : end] != b"\n":
+            raise _refused("A pax header is malformed.")
+        key, equals, value = data[match.end() : end - 1].partition(b"=")
+        text = key.decode("utf-8", "backslashreplace")
+        if not equals or text in records:
+            raise _refused("A pax header is malformed or has a key twice.")
+        records[text] = value
+        position = end
+    return records
+
+
+def _refuse_hidden_data(source: ByteSource) -> None:
+    while piece := source.take(64 * 1024):
+        if piece.count(0) != len(piece):
+            raise ArchiveError(
+                ProblemCode.TAR_HIDDEN_DATA,
+                "Data follows the archive's end mark: a second archive, or members that most readers never see.",
+                command="tar -czf adapter.tar.gz -C FOLDER .",
+            )
+
+
+def _refused(message: str, *, place: str | None = None) -> ArchiveError:
+    return ArchiveError(ProblemCode.TAR_HEADER_REFUSED, message, place=place)
+
+
+def _truncated() -> ArchiveError:
+    return ArchiveError(ProblemCode.TAR_TRUNCATED, "The tar archive ends early, without its end mark.")
+
+
+def _not_a_tar(block: bytes) -> ArchiveError:
+    if not block:
+        found = "nothing"
+    elif block.startswith(GZIP_MAGIC):
+        found = "gzip data once more: it was compressed twice"
+    else:
+        found = what_is_it(block) or "something that cannot be told"
+    return ArchiveError(
+        ProblemCode.NOT_TAR,
+        f"The gzip data holds no tar archive but {found}.",
+        command="tar -czf adapter.tar.gz -C FOLDER .",
+    )

@@ -1,0 +1,277 @@
+"""The safetensors format: its header read strictly, its values looked at as they stream by.
+
+The format: a little-endian u64 N, then N bytes of JSON that name each tensor's dtype, shape and place, then the data.
+"""
+
+import functools
+from dataclasses import dataclass, field
+
+from loradrop.archive import Body
+from loradrop.policy import Policy
+from loradrop.problems import ProblemCode, Problems, shown
+from loradrop.strict_json import DuplicateKeyError, JsonError, parse_object
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+LENGTH_BYTES = 8
+_MAX_U64 = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Float:
+    """Where a floating point type keeps its magnitude.
+
+    A value counts as infinite when (bits & magnitude) >= limit: the dtype's own infinities and NaNs, and for the wide
+    types also what rounds to infinity in bfloat16, in which the base computes. `suspects` are the values of the most
+    significant byte, without its sign, at which that is possible: a quick look at every n-th byte rules out the rest.
+    """
+
+    bytes_each: int
+    magnitude: int
+    limit: int
+    suspects: tuple[int, ...]
+
+
+# bits of one element, and how to look at its values: None where the engine cannot use the type
+_DTYPES: dict[str, tuple[int, Float | None]] = {
+    "F64": (64, Float(8, 0x7FFF_FFFF_FFFF_FFFF, 0x47EF_F000_0000_0000, tuple(range(0x47, 0x80)))),
+    "F32": (32, Float(4, 0x7FFF_FFFF, 0x7F7F_8000, (0x7F,))),
+    "BF16": (16, Float(2, 0x7FFF, 0x7F80, (0x7F,))),
+    "F16": (16, Float(2, 0x7FFF, 0x7C00, (0x7C, 0x7D, 0x7E, 0x7F))),
+    "F8_E5M2": (8, Float(1, 0x7F, 0x7C, (0x7C, 0x7D, 0x7E, 0x7F))),
+    "F8_E4M3": (8, Float(1, 0x7F, 0x7F, (0x7F,))),
+    "F8_E5M2FNUZ": (8, None),
+    "F8_E4M3FNUZ": (8, None),
+    "F8_E8M0": (8, None),
+    **dict.fromkeys(("I64", "U64", "C64"), (64, None)),
+    **dict.fromkeys(("I32", "U32"), (32, None)),
+    **dict.fromkeys(("I16", "U16"), (16, None)),
+    **dict.fromkeys(("I8", "U8", "BOOL"), (8, None)),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), (6, None)),
+    "F4": (4, None),
+}
+NATIVE_DTYPES = frozenset({"F16", "BF16", "F32"})
+CAST_DTYPES = frozenset({"F64", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        count = 1
+        for dimension in self.shape:
+            count *= dimension
+        return count
+
+
+@dataclass(slots=True)
+class Weights:
+    """What the file holds; `zero` and `not_finite` name tensors by what their values are."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    zero: set[str] = field(default_factory=set)
+    not_finite: set[str] = field(default_factory=set)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read_weights(body: Body, policy: Policy, problems: Problems) -> Weights | None:
+    """None where the header cannot be read. Leaves the rest of the body unread where its tensors cannot be trusted."""
+    size = body.left
+    place = WEIGHTS_FILE
+    if size < LENGTH_BYTES:
+        problems.add(
+            ProblemCode.SAFETENSORS_TOO_SHORT,
+            f"{place} has {size} bytes; the format starts with a length of {LENGTH_BYTES}.",
+            place=place,
+        )
+        return None
+    length = int.from_bytes(body.take(LENGTH_BYTES), "little")
+    if length > policy.max_header_bytes:
+        problems.add(
+            ProblemCode.SAFETENSORS_HEADER_TOO_LARGE,
+            f"{place} declares a header of {length} bytes; at most {policy.max_header_bytes} are read. "
+            "A file that was not saved as safetensors looks like this.",
+            place=place,
+        )
+        return None
+    if LENGTH_BYTES + length > size:
+        problems.add(
+            ProblemCode.SAFETENSORS_TOO_SHORT,
+            f"{place} declares a header of {length} bytes, and the whole file has {size}: it was cut short.",
+            place=place,
+        )
+        return None
+    weights = _read_header(body.take(length), policy, problems)
+    if weights is not None and _check_places(weights, size - LENGTH_BYTES - length, problems):
+        _look_at_values(weights, body)
+    return weights
+
+
+def _read_header(data: bytes, policy: Policy, problems: Problems) -> Weights | None:
+    if not data.startswith(b"{"):
+        problems.add(
+            ProblemCode.SAFETENSORS_HEADER_INVALID,
+            f"The header of {WEIGHTS_FILE} does not start with an opening brace.",
+            place=WEIGHTS_FILE,
+        )
+        return None
+    try:
+        entries = parse_object(data, max_depth=policy.max_json_depth)
+    except DuplicateKeyError as error:
+        problems.add(
+            ProblemCode.SAFETENSORS_DUPLICATE_KEY,
+            f"In the header of {WEIGHTS_FILE} the key {shown(error.key)} stands twice.",
+            place=WEIGHTS_FILE,
+        )
+        return None
+    except JsonError as error:
+        problems.add(
+            ProblemCode.SAFETENSORS_HEADER_INVALID,
+            f"The header of {WEIGHTS_FILE} cannot be read: {error}.",
+            place=WEIGHTS_FILE,
+        )
+        return None
+    weights = Weights()
+    metadata = entries.pop("__metadata__", {})
+    if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
+        weights.metadata = metadata
+    else:
+        problems.add(
+            ProblemCode.SAFETENSORS_METADATA_INVALID,
+            f"__metadata__ is {shown(metadata)}; it must be an object whose values are texts.",
+            place="__metadata__",
+        )
+    is_whole = True
+    for name, entry in entries.items():
+        tensor = _read_tensor(name, entry, problems)
+        if tensor is None:
+            is_whole = False
+        else:
+            weights.tensors[name] = tensor
+    return weights if is_whole else None
+
+
+def _read_tensor(name: str, entry: object, problems: Problems) -> Tensor | None:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        found = ", ".join(sorted(shown(key) for key in entry)) if isinstance(entry, dict) else shown(entry)
+        problems.add_grouped(
+            ProblemCode.SAFETENSORS_TENSOR_INVALID,
+            f"The entry of {shown(name)} is {found or 'empty'}; it must be dtype, shape and data_offsets, nothing else.",
+            place=name,
+        )
+        return None
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        problems.add_grouped(
+            ProblemCode.SAFETENSORS_TENSOR_INVALID,
+            f"The entry of {shown(name)} has dtype {shown(dtype)}, shape {shown(shape)}, data_offsets {shown(offsets)}; "
+            "a text, a list and a pair of whole numbers of at least 0 are needed.",
+            place=name,
+        )
+        return None
+    if dtype not in _DTYPES:
+        problems.add_grouped(
+            ProblemCode.SAFETENSORS_DTYPE_UNKNOWN,
+            f"{shown(name)} has the dtype {shown(dtype)}, which the format does not know.",
+            place=name,
+        )
+        return None
+    tensor = Tensor(name, dtype, tuple(shape), offsets[0], offsets[1])
+    bits = tensor.elements * _DTYPES[dtype][0]
+    if bits != 8 * (tensor.end - tensor.begin):
+        problems.add_grouped(
+            ProblemCode.SAFETENSORS_SIZE_MISMATCH,
+            f"{shown(name)} is {dtype} {shown(shape)}, which is {bits / 8:.0f} bytes, and its data_offsets "
+            f"{shown(offsets)} span {tensor.end - tensor.begin}.",
+            place=name,
+        )
+        return None
+    return tensor
+
+
+def _is_sizes(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= _MAX_U64 for item in value
+    )
+
+
+def _check_places(weights: Weights, data_bytes: int, problems: Problems) -> bool:
+    """Whether the tensors tile the data exactly, from 0 to its end."""
+    position = 0
+    for tensor in sorted(weights.tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin != position:
+            what = "leaves a hole" if tensor.begin > position else "overlaps"
+            problems.add(
+                ProblemCode.SAFETENSORS_OFFSETS_INVALID,
+                f"{shown(tensor.name)} begins at byte {tensor.begin} of the data and {what}: "
+                f"the tensors before it end at {position}.",
+                place=tensor.name,
+            )
+            return False
+        position = tensor.end
+    if position != data_bytes:
+        what = (
+            f"{data_bytes - position} bytes follow" if position < data_bytes else f"{position - data_bytes} are missing"
+        )
+        problems.add(
+            ProblemCode.SAFETENSORS_OFFSETS_INVALID,
+            f"The tensors end at byte {position} of the data, which has {data_bytes}: {what}.",
+            place=WEIGHTS_FILE,
+        )
+        return False
+    return True
+
+
+def _look_at_values(weights: Weights, body: Body) -> None:
+    for tensor in sorted(weights.tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
+        layout = _DTYPES[tensor.dtype][1]
+        if layout is None:
+            for _ in body.pieces(tensor.end - tensor.begin):
+                pass
+            continue
+        is_zero, is_finite = True, True
+        split = b""  # the first bytes of an element that two pieces share
+        for view in body.pieces(tensor.end - tensor.begin):
+            piece = split + bytes(view) if split else bytes(view)
+            whole = len(piece) - len(piece) % layout.bytes_each
+            split = piece[whole:]
+            values = piece[:whole]
+            is_finite = is_finite and all_finite(values, layout)
+            is_zero = is_zero and all_zero(values, layout)
+        if is_zero and tensor.end > tensor.begin:
+            weights.zero.add(tensor.name)
+        if not is_finite:
+            weights.not_finite.add(tensor.name)
+
+
+def all_finite(values: bytes, layout: Float) -> bool:
+    """Whether no element is NaN, infinite, or infinite once rounded to bfloat16."""
+    if not values:
+        return True
+    top = values[layout.bytes_each - 1 :: layout.bytes_each]
+    if not any(suspect in top or suspect | 0x80 in top for suspect in layout.suspects):
+        return True
+    # One addition decides about all elements: it carries into an element's sign bit where the limit is reached.
+    sign = 1 << (8 * layout.bytes_each - 1)
+    count = len(values) // layout.bytes_each
+    magnitudes = int.from_bytes(values, "little") & _repeated(layout.magnitude, layout.bytes_each, count)
+    carried = magnitudes + _repeated(sign - layout.limit, layout.bytes_each, count)
+    return carried & _repeated(sign, layout.bytes_each, count) == 0
+
+
+def all_zero(values: bytes, layout: Float) -> bool:
+    """Whether every element is 0 or -0."""
+    if values.count(0) == len(values):
+        return True
+    count = len(values) // layout.bytes_each
+    return int.from_bytes(values, "little") & _repeated(layout.magnitude, layout.bytes_each, count) == 0
+
+
+@functools.lru_cache(maxsize=8)
+def _repeated(element: int, bytes_each: int, count: int) -> int:
+    return int.from_bytes(element.to_bytes(bytes_each, "little") * count, "little")

@@ -1,0 +1,89 @@
+"""JSON from strangers: bounded in depth, no key twice, no number that takes long to read."""
+
+import json
+import math
+import re
+from typing import NoReturn
+
+_MAX_DIGITS = 40
+# Strings as a whole, so that brackets inside them do not count.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+
+class JsonError(ValueError):
+    """The message continues a sentence: "adapter_config.json is not JSON: …"."""
+
+
+class DuplicateKeyError(JsonError):
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} stands twice")
+        self.key = key
+
+
+def parse_object(data: bytes, *, max_depth: int, constants: bool = False) -> dict[str, object]:
+    """The JSON object that `data` is. `constants` allows NaN and Infinity, as Python's own reader does."""
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise JsonError("it starts with a byte order mark, which the engine's JSON reader refuses")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise JsonError(f"it is not UTF-8 (byte {error.start})") from error
+    _refuse_depth(text, max_depth)
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_object_without_duplicates,
+            parse_int=_bounded_int,
+            parse_float=_bounded_float,
+            parse_constant=float if constants else _refuse_constant,
+        )
+    except json.JSONDecodeError as error:
+        raise JsonError(f"{error.msg} (line {error.lineno}, column {error.colno})") from error
+    if not isinstance(value, dict):
+        raise JsonError(f"it is {_KINDS.get(type(value), 'a value')}, and an object is needed")
+    return value
+
+
+_KINDS: dict[type, str] = {list: "a list", str: "a text", int: "a number", float: "a number", type(None): "null"}
+
+
+def _refuse_depth(text: str, max_depth: int) -> None:
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        first = text[match.start()]
+        if first in "[{":
+            depth += 1
+            if depth > max_depth:
+                raise JsonError(f"it is nested more than {max_depth} deep")
+        elif first in "]}":
+            depth -= 1
+
+
+def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise DuplicateKeyError(key)
+            seen.add(key)
+    return found
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise JsonError(f"it has a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _bounded_float(digits: str) -> float:
+    if len(digits) > _MAX_DIGITS:
+        raise JsonError(f"it has a number of {len(digits)} characters")
+    value = float(digits)
+    if math.isinf(value):
+        raise JsonError("it has a number that is too large")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise JsonError(f"it has {name}, which is no JSON")
