@@ -1,0 +1,196 @@
+"""`python -m local`: the local cloud, until it is interrupted."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+DEFAULT_PORT = 4566
+DEFAULT_BASE = Path(".cache/tiny-llama")
+HOST = "127.0.0.1"
+REGION = "us-east-1"
+ACCOUNT = "000000000000"
+# How long requests that are under way may take to end once the end is asked for.
+GRACE_SECONDS = 2.0
+
+
+def main() -> int:
+    options = _options()
+    try:
+        listener = _listen(options.port)
+    except OSError as error:
+        print(
+            f"loradrop: cannot listen on {HOST}:{options.port}: {error.strerror}. Another local cloud, or another program, "
+            f"has this port. End it, or choose another port: python -m local --port {options.port + 1}",
+            file=sys.stderr,
+        )
+        return 1
+    if options.engine == "tiny" and not (options.base / "config.json").is_file():
+        print(
+            f"loradrop: there is no model in {options.base}. Make it: python -m training.tiny_base "
+            "(or start with --engine stand-in, which needs none)",
+            file=sys.stderr,
+        )
+        return 1
+    port = listener.getsockname()[1]
+    state = Path(tempfile.mkdtemp(prefix="loradrop-local-"))
+    _set_environment(port, state, auth=options.auth)
+    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s [%(name)s] %(message)s")
+    try:
+        asyncio.run(_serve(listener, options))
+    finally:
+        _kill_workers()
+        shutil.rmtree(state, ignore_errors=True)
+    sys.stdout.flush()
+    # Threads that wait for an execution or a Lambda would keep the process: what they wait for has just been ended.
+    os._exit(0)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m local", description="The local cloud: AWS, as far as the stack needs it."
+    )
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port (default: %(default)s)")
+    parser.add_argument(
+        "--engine", choices=("tiny", "stand-in"), default="tiny", help="what answers (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--base", type=Path, default=DEFAULT_BASE, help="the base model's folder (default: %(default)s)"
+    )
+    parser.add_argument("--auth", action=argparse.BooleanOptionalAction, default=True, help="enforce IAM")
+    parser.add_argument("--behaviour", type=json.loads, default={}, help="JSON, as PATCH /_loradrop/behaviour takes it")
+    parser.add_argument("--log-level", default="WARNING", help="of the services (default: %(default)s)")
+    parser.add_argument("--until-stdin-closes", action="store_true", help="end when the parent does")
+    return parser.parse_args()
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _set_environment(port: int, state: Path, *, auth: bool) -> None:
+    """MiniStack reads its settings when it is imported; the Lambdas' processes inherit them."""
+    for name in (
+        "AWS_PROFILE",
+        "AWS_SESSION_TOKEN",
+        "AWS_CONFIG_FILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_ENDPOINT_URL_S3",
+    ):
+        os.environ.pop(name, None)
+    os.environ.update(
+        AUTH="true" if auth else "false",
+        GATEWAY_PORT=str(port),
+        MINISTACK_HOST=HOST,
+        MINISTACK_ACCOUNT_ID=ACCOUNT,
+        MINISTACK_REGION=REGION,
+        IOT_MTLS_ENABLED="0",
+        SFTP_ENABLED="0",
+        AWS_ENDPOINT_URL=f"http://{HOST}:{port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION=REGION,
+        AWS_REGION=REGION,
+        AWS_EC2_METADATA_DISABLED="true",
+        TMPDIR=str(state),
+        LOG_LEVEL=os.environ.get("LOG_LEVEL", "WARNING"),
+    )
+    tempfile.tempdir = str(state)
+
+
+async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
+    # Late: these read the environment that was just set.
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
+
+    from . import mends
+    from .front import Front, s3_client_of_role
+    from .hosting import CONTROL, SERVING
+    from .hosting.stand_in import StandInEngine
+
+    mends.apply()
+    CONTROL.change(**options.behaviour)
+    s3_client = s3_client_of_role if options.auth else None
+    SERVING.serve_with(StandInEngine if options.engine == "stand-in" else _tiny_engine(options.base), s3_client)
+
+    config = Config()
+    config.bind = [f"fd://{listener.fileno()}"]
+    config.keep_alive_timeout = 75
+    config.graceful_timeout = GRACE_SECONDS
+    config.loglevel = options.log_level
+    config.accesslog = None
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    if options.until_stdin_closes:
+        threading.Thread(target=_await_end_of_stdin, args=(loop, ended), daemon=True).start()
+    front = Front(auth=options.auth)
+    server = asyncio.create_task(serve(front, config, shutdown_trigger=ended.wait))
+    port = listener.getsockname()[1]
+    await _await_answer(port, server)
+    print(f"loradrop local cloud ready on http://{HOST}:{port}", flush=True)
+    await asyncio.wait({server, asyncio.create_task(ended.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    front.close()
+    await asyncio.wait({server}, timeout=GRACE_SECONDS)
+
+
+def _tiny_engine(base: Path) -> Any:
+    def load() -> Any:
+        from .engine import Engine  # torch, which takes seconds to import and is not always wanted
+
+        return Engine(base)
+
+    return load
+
+
+def _await_end_of_stdin(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
+    sys.stdin.buffer.read()
+    with contextlib.suppress(RuntimeError):  # the loop has ended before
+        loop.call_soon_threadsafe(ended.set)
+
+
+async def _await_answer(port: int, server: "asyncio.Task[None]") -> None:
+    """Until the server answers; if it ended instead, its error."""
+    while True:
+        if server.done():
+            server.result()
+            raise RuntimeError("the server ended before it answered")
+        try:
+            reader, writer = await asyncio.open_connection(HOST, port)
+            writer.write(b"GET /_loradrop/behaviour HTTP/1.1\r\nHost: local\r\nConnection: close\r\n\r\n")
+            answered = (await asyncio.wait_for(reader.readline(), timeout=1)).startswith(b"HTTP/1.1 200")
+            writer.close()
+        except (OSError, TimeoutError):
+            answered = False
+        if answered:
+            return
+        await asyncio.sleep(0.05)
+
+
+def _kill_workers() -> None:
+    from ministack.core import lambda_runtime
+
+    lambda_runtime.reset()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What MiniStack 1.5.33 does otherwise than AWS and this project needs done right: one function for each, with the reason.
+
+Each mend wraps a function of MiniStack's by name. tests/unit/hosting/test_mends.py fails when a name has gone or when MiniStack
+has learned to do it by itself; then the mend goes.
+"""
+
+import contextvars
+import functools
+import json
+from typing import Any
+
+import yaml
+from ministack.core import lambda_runtime
+from ministack.services import eventbridge, lambda_svc, s3
+from ministack.services.cloudformation import provisioners, stacks
+from moto.applicationautoscaling import models as moto_autoscaling
+
+from . import cloudformation
+
+
+def apply() -> None:
+    report_a_lambda_error_by_its_class()
+    name_the_version_in_s3_events()
+    take_state_machines_in_yaml()
+    know_sagemaker_resources()
+    scale_inference_components()
+
+
+# A Lambda's errors
+
+_error_class: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("error_class", default=None)
+
+WORKER_ANSWERS = '"error": str(e), "trace": traceback.format_exc()'
+WORKER_ANSWERS_IN_FULL = (
+    '"error": str(e), "error_type": type(e).__name__, "stack": traceback.format_tb(e.__traceback__), '
+    '"trace": traceback.format_exc()'
+)
+
+
+def report_a_lambda_error_by_its_class() -> None:
+    """Lambda reports an exception by its class name; MiniStack calls every one Runtime.HandlerError, so Retry and Catch miss."""
+    script: str = lambda_runtime._PYTHON_WORKER_SCRIPT
+    if WORKER_ANSWERS not in script:
+        raise RuntimeError("MiniStack's Python worker answers otherwise than this mend expects")
+    lambda_runtime._PYTHON_WORKER_SCRIPT = script.replace(WORKER_ANSWERS, WORKER_ANSWERS_IN_FULL)
+    worker_invoke, execute = lambda_runtime.Worker.invoke, lambda_svc._execute_function_warm
+
+    @functools.wraps(worker_invoke)
+    def invoke(self: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = worker_invoke(self, *args, **kwargs)
+        _error_class.set(answer if answer.get("error_type") else None)
+        return answer
+
+    @functools.wraps(execute)
+    def execute_naming_the_class(*args: Any, **kwargs: Any) -> Any:
+        _error_class.set(None)
+        result = execute(*args, **kwargs)
+        raised = _error_class.get()
+        if result.get("error") and raised is not None:
+            result["body"]["errorType"] = raised["error_type"]
+            result["body"]["stackTrace"] = raised["stack"]
+        return result
+
+    lambda_runtime.Worker.invoke = invoke
+    lambda_svc._execute_function_warm = execute_naming_the_class
+
+
+# The version in an S3 event
+
+_event_version: contextvars.ContextVar[str | None] = contextvars.ContextVar("event_version", default=None)
+
+
+def name_the_version_in_s3_events() -> None:
+    """S3 says detail.object.version-id for a versioned bucket; MiniStack knows it and leaves it out on the bus."""
+    fire, dispatch = s3._fire_s3_event, eventbridge._dispatch_event
+
+    @functools.wraps(fire)
+    def fire_with_version(*args: Any, **kwargs: Any) -> Any:
+        token = _event_version.set(kwargs.get("version_id"))
+        try:
+            return fire(*args, **kwargs)
+        finally:
+            _event_version.reset(token)
+
+    @functools.wraps(dispatch)
+    def dispatch_with_version(event: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        version = _event_version.get()
+        if version is not None and event.get("Source") == "aws.s3":
+            detail = json.loads(event["Detail"])
+            detail["object"].setdefault("version-id", version)
+            event = event | {"Detail": json.dumps(detail)}
+        return dispatch(event, *args, **kwargs)
+
+    s3._fire_s3_event = fire_with_version
+    eventbridge._dispatch_event = dispatch_with_version
+
+
+# State machines in YAML
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML as JSON has it: a date is a text."""
+
+
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def take_state_machines_in_yaml() -> None:
+    """CloudFormation takes a definition in YAML as well; MiniStack deploys it and then fails every execution."""
+    read_definition = provisioners._sfn_definition
+
+    @functools.wraps(read_definition)
+    def read_definition_as_json(props: dict[str, Any]) -> str:
+        definition: str = read_definition(props)
+        try:
+            json.loads(definition)
+        except ValueError:
+            # No timestamps are made of plain texts, so the content is JSON's; the loader is a SafeLoader.
+            return json.dumps(yaml.load(definition, Loader=_PlainLoader))  # noqa: S506
+        return definition
+
+    provisioners._sfn_definition = read_definition_as_json
+
+
+# CloudFormation
+
+
+def know_sagemaker_resources() -> None:
+    """MiniStack has no SageMaker and no application auto scaling; its registry of resource types is a dictionary."""
+    runs_on_worker_thread = stacks._runs_on_worker_thread
+
+    @functools.wraps(runs_on_worker_thread)
+    def runs_on_worker_thread_too(resource_type: str) -> bool:
+        # They wait for a component to come up, and they call this very server.
+        return resource_type in cloudformation.RESOURCE_TYPES or runs_on_worker_thread(resource_type)
+
+    stacks._runs_on_worker_thread = runs_on_worker_thread_too
+    for name, resource_type in cloudformation.RESOURCE_TYPES.items():
+        provisioners._RESOURCE_HANDLERS[name] = resource_type.handlers()
+        provisioners._REPLACING_PROPERTIES[name] = resource_type.replacing
+        if resource_type.is_tagged:
+            provisioners._STACK_TAG_PROPERTY[name] = ("Tags", "list")
+
+
+def scale_inference_components() -> None:
+    """moto's list of what can be scaled is from before inference components."""
+    check = moto_autoscaling._target_params_are_valid
+
+    @functools.wraps(check)
+    def check_or_component(namespace: str, r_id: str, dimension: str) -> bool:
+        if (namespace, dimension) == ("sagemaker", "sagemaker:inference-component:DesiredCopyCount"):
+            return True
+        valid: bool = check(namespace, r_id, dimension)
+        return valid
+
+    moto_autoscaling._target_params_are_valid = check_or_component
