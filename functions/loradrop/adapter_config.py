@@ -168,15 +168,14 @@ def _check_features(entries: Mapping[str, object], problems: Problems) -> None:
 
 
 def _rank(value: object, place: str, profile: BaseProfile, problems: Problems) -> int | None:
-    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not is_whole or value < 1:  # type: ignore[operator]
+    rank = int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
+    if isinstance(value, bool) or rank < 1 or rank != value:
         problems.add(
             ProblemCode.RANK_INVALID,
             f"{shown(place)[1:-1]} is {shown(value)}; it must be a whole number of at least 1.",
             place=place,
         )
         return None
-    rank = int(value)  # type: ignore[call-overload]
     if rank > profile.max_lora_rank:
         problems.add(
             ProblemCode.RANK_TOO_HIGH,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from loradrop.policy import Policy
-from loradrop.problems import ProblemCode, Problems
+from loradrop.problems import ProblemCode, Problems, shown_name
 from loradrop.stream import GZIP_MAGIC, ArchiveError, ByteSource, what_is_it
 
 BLOCK = 512
@@ -158,22 +158,14 @@ class Names:
                 command="loradrop package FOLDER -o adapter.tar.gz",
             )
         shown = raw[: self._policy.max_name_bytes].decode("utf-8", "backslashreplace")
-        reason = self._why_unsafe(raw)
-        if reason is not None:
-            self._problems.add(ProblemCode.MEMBER_NAME_UNSAFE, f"A member's name {reason}.", place=shown)
+        try:
+            name = _safe_name(raw, self._policy.max_name_bytes)
+        except _UnsafeNameError as error:
+            self._problems.add(ProblemCode.MEMBER_NAME_UNSAFE, f"A member's name {error}.", place=shown)
             return None
-        name = raw.decode("utf-8")
-        while name.startswith("./"):
-            name = name[2:]
-        name = name.removesuffix("/")
-        if name in ("", "."):
-            if is_folder:
-                return None
-            self._problems.add(ProblemCode.MEMBER_NAME_UNSAFE, "A file has no name.", place=shown)
-            return None
-        if any(part in ("", ".", "..") for part in name.split("/")):
-            reason = "has an empty, `.` or `..` part"
-            self._problems.add(ProblemCode.MEMBER_NAME_UNSAFE, f"A member's name {reason}.", place=shown)
+        if name == "":
+            if not is_folder:
+                self._problems.add(ProblemCode.MEMBER_NAME_UNSAFE, "A file has no name.", place=shown)
             return None
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
         if folded in self._taken:
@@ -181,27 +173,40 @@ class Names:
                 return None
             self._problems.add(
                 ProblemCode.MEMBER_NAME_DUPLICATE,
-                f"Two members are called {name} (capitals and Unicode forms do not count): readers pick different ones.",
+                f"Two members are called {name} (capitals and Unicode forms set aside): readers pick different ones.",
                 place=shown,
             )
             return None
         self._taken[folded] = is_folder
         return name
 
-    def _why_unsafe(self, raw: bytes) -> str | None:
-        if len(raw) > self._policy.max_name_bytes:
-            return f"has {len(raw)} bytes; at most {self._policy.max_name_bytes} are allowed"
-        try:
-            name = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return "is not UTF-8"
-        if name.startswith("/"):
-            return "is absolute"
-        if "\\" in name:
-            return "has a backslash"
-        if not name.isprintable():
-            return "has a control character or another one that cannot be seen"
-        return None
+
+class _UnsafeNameError(ValueError):
+    """The message continues "A member's name …"."""
+
+
+def _safe_name(raw: bytes, max_bytes: int) -> str:
+    """Without ./ and trailing slash; empty for the root itself."""
+    if len(raw) > max_bytes:
+        raise _UnsafeNameError(f"has {len(raw)} bytes; at most {max_bytes} are allowed")
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _UnsafeNameError("is not UTF-8") from error
+    if name.startswith("/"):
+        raise _UnsafeNameError("is absolute")
+    if "\\" in name:
+        raise _UnsafeNameError("has a backslash")
+    if not name.isprintable():
+        raise _UnsafeNameError("has a control character or another one that cannot be seen")
+    while name.startswith("./"):
+        name = name[2:]
+    name = name.removesuffix("/")
+    if name in ("", "."):
+        return ""
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise _UnsafeNameError("has an empty, `.` or `..` part")
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +255,7 @@ def _read_extension(header: _Header, source: ByteSource, policy: Policy, extensi
     if len(extensions.kinds) >= policy.max_extended_headers_in_a_row:
         raise _refused(f"More than {policy.max_extended_headers_in_a_row} extended headers follow one another.")
     kind = header.kind.decode()
-    if kind != "g" and kind in extensions.kinds or {kind, *extensions.kinds} >= {"x", "L"}:
+    if (kind != "g" and kind in extensions.kinds) or {kind, *extensions.kinds} >= {"x", "L"}:
         raise _refused("Two extended headers name the same member.")
     extensions.kinds.append(kind)
     data = source.take(header.size + -header.size % BLOCK)
@@ -265,22 +270,24 @@ def _read_extension(header: _Header, source: ByteSource, policy: Policy, extensi
             extensions.name = name
         return
     for key, value in _pax_records(data).items():
-        if key in ("path", "size", "linkpath") and kind == "g":
+        if kind == "g" and key in ("path", "size", "linkpath"):
             raise _refused(f"A global pax header sets {key} for every member.")
-        if key == "path":
-            if not value or b"\0" in value:
-                raise _refused("A pax path is empty or holds a NUL.")
-            extensions.name = value
-        elif key == "size":
-            if not re.fullmatch(rb"[0-9]{1,19}", value):
-                raise _refused("A pax size is no whole number of at least 0.")
-            extensions.size = int(value)
-        elif key.startswith("GNU.sparse"):
-            raise ArchiveError(
-                ProblemCode.MEMBER_TYPE_REFUSED, "A member is a sparse file; only plain files are allowed."
-            )
-        elif key != "linkpath" and not _PAX_IGNORED.fullmatch(key):
-            raise _refused(f"A pax header has the key {key[:60]!r}, which readers understand differently.")
+        _apply_pax(key, value, extensions)
+
+
+def _apply_pax(key: str, value: bytes, extensions: _Extensions) -> None:
+    if key == "path":
+        if not value or b"\0" in value:
+            raise _refused("A pax path is empty or holds a NUL.")
+        extensions.name = value
+    elif key == "size":
+        if not re.fullmatch(rb"[0-9]{1,19}", value):
+            raise _refused("A pax size is no whole number of at least 0.")
+        extensions.size = int(value)
+    elif key.startswith("GNU.sparse"):
+        raise ArchiveError(ProblemCode.MEMBER_TYPE_REFUSED, "A member is a sparse file; only plain files are allowed.")
+    elif key != "linkpath" and not _PAX_IGNORED.fullmatch(key):
+        raise _refused(f"A pax header has the key {shown_name(key)}, which readers understand differently.")
 
 
 def _pax_records(data: bytes) -> dict[str, bytes]:

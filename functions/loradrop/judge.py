@@ -132,9 +132,8 @@ class _Hearing:
     def _read_smoke(self, body: Body, problems: Problems) -> tuple[SmokePrompt, ...]:
         limit = self._policy.max_smoke_bytes
         try:
-            if body.left > limit:
-                raise SmokePromptsInvalidError(f"{SMOKE_FILE} has {body.left} bytes; at most {limit} are read.")
-            return parse_smoke_prompts(body.take(body.left))
+            # One byte more than the limit is enough for its parser to say that there are too many.
+            return parse_smoke_prompts(body.take(limit + 1))
         except SmokePromptsInvalidError as error:
             problems.add(ProblemCode.SMOKE_PROMPTS_INVALID, str(error), place=SMOKE_FILE)
             return ()
@@ -148,7 +147,7 @@ class _Hearing:
         warnings = self._problems.warnings() + folder.problems.warnings()
         manifest = None
         if not errors and folder.config is not None and folder.weights is not None:
-            manifest = self._manifest(folder, folder.config, folder.weights, pairs, sha256)
+            manifest = self._manifest(folder, folder.config, pairs, sha256)
         return Report(
             accepted=manifest is not None,
             problems=errors,
@@ -195,7 +194,7 @@ class _Hearing:
                 self._problems.add(code, f"The archive has no {name} at its root; it has {found}.", place=name)
 
     def _manifest(
-        self, folder: _Folder, config: AdapterConfig, weights: Weights, pairs: tuple[Pair, ...], sha256: str | None
+        self, folder: _Folder, config: AdapterConfig, pairs: tuple[Pair, ...], sha256: str | None
     ) -> Manifest:
         adapted = [tensor for pair in pairs for tensor in (pair.a, pair.b)]
         return Manifest(

@@ -18,6 +18,22 @@ _SUFFIXES = (
 )
 # vLLM skips these two: PEFT saves them beside a LoRA of an embedding.
 _SKIPPED = (f"{EMBEDDING_MODULE}.base_layer.weight", f"{HEAD_MODULE}.base_layer.weight")
+_TELLING_MARKS = (
+    ("lora_magnitude_vector", "it belongs to DoRA"),
+    (".default", "the adapter's name is in it; save with save_pretrained, not with torch.save"),
+    ("trainable_tokens", "trainable tokens are not served"),
+    (".bias", "biases are not served"),
+    ("lora_E", "it belongs to AdaLoRA"),
+    ("ranknum", "it belongs to AdaLoRA"),
+    ("lora_diag", "it belongs to KaSA"),
+    ("hada_", "it belongs to LoHa"),
+    ("lokr_", "it belongs to LoKr"),
+    ("ia3_", "it belongs to IA3"),
+    ("vera_", "it belongs to VeRA"),
+    ("oft_", "it belongs to OFT"),
+    ("prompt_embeddings", "it belongs to prompt tuning"),
+    (".weight", "it is a whole module (modules_to_save, or a trained embedding), not LoRA"),
+)
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.")
 _MIXTURE = re.compile(r"(^|\.)(experts?|router|block_sparse_moe|shared_expert(_gate)?)(\.|$)")
 
@@ -102,56 +118,30 @@ def _split(name: str) -> tuple[str | None, str, bool]:
 
 
 def _why_unexpected(name: str) -> str:
-    if "lora_magnitude_vector" in name:
-        return ": it belongs to DoRA"
-    if ".default." in name:
-        return ": the adapter's name is in it; save with save_pretrained, not with torch.save"
-    if "trainable_tokens" in name:
-        return ": trainable tokens are not served"
-    if name.endswith(".bias"):
-        return ": biases are not served"
-    if "lora_E" in name or "ranknum" in name:
-        return ": it belongs to AdaLoRA"
-    if "lora_" not in name:
-        return ": it is a whole module (modules_to_save, or a trained embedding), not LoRA"
-    return ""
+    return next((f": {why}" for mark, why in _TELLING_MARKS if mark in name), "")
 
 
 def _locate(path: str, name: str, profile: BaseProfile, problems: Problems) -> tuple[str, int | None] | None:
     """(module, layer) of a path in the base."""
     module = path.rpartition(".")[2]
-    if _MIXTURE.search(path):
-        problems.add_grouped(
-            ProblemCode.MOE_UNSUPPORTED,
-            f"{shown(path)} is a part of a mixture of experts; the base {profile.name} is dense.",
-            place=name,
-        )
-        return None
-    if module not in profile.lora_modules:
-        problems.add_grouped(
-            ProblemCode.MODULE_UNSUPPORTED,
-            f"{shown(path)} takes no LoRA on {profile.name}; its modules that do are {', '.join(profile.lora_modules)}.",
-            place=name,
-        )
-        return None
     match = _LAYER.match(path)
     layer = int(match[1]) if match else None
-    expected = profile.module_path(module, 0 if layer is None else layer)
-    if path != expected:
-        problems.add_grouped(
-            ProblemCode.MODULE_PATH_UNKNOWN,
-            f"{shown(path)} does not exist in {profile.name}, where it would be {expected}: nothing would be applied.",
-            place=name,
-        )
-        return None
-    if layer is not None and layer >= profile.num_hidden_layers:
-        problems.add_grouped(
-            ProblemCode.LAYER_OUT_OF_RANGE,
-            f"{shown(path)} is in layer {layer}; {profile.name} has {profile.num_hidden_layers} layers, from 0.",
-            place=name,
-        )
-        return None
-    return module, layer
+    if _MIXTURE.search(path):
+        code = ProblemCode.MOE_UNSUPPORTED
+        message = f"is a part of a mixture of experts; the base {profile.name} is dense."
+    elif module not in profile.lora_modules:
+        code = ProblemCode.MODULE_UNSUPPORTED
+        message = f"takes no LoRA on {profile.name}; what does: {', '.join(profile.lora_modules)}."
+    elif path != (expected := profile.module_path(module, layer or 0)):
+        code = ProblemCode.MODULE_PATH_UNKNOWN
+        message = f"does not exist in {profile.name}, where it would be {expected}: nothing would be applied."
+    elif layer is not None and layer >= profile.num_hidden_layers:
+        code = ProblemCode.LAYER_OUT_OF_RANGE
+        message = f"is in layer {layer}; {profile.name} has {profile.num_hidden_layers} layers, counted from 0."
+    else:
+        return module, layer
+    problems.add_grouped(code, f"{shown(path)} {message}", place=name)
+    return None
 
 
 def _check_shape(
@@ -167,9 +157,9 @@ def _check_shape(
     in_features, out_features = profile.dimensions(module)
     expected = (r, in_features) if side == "A" else (out_features, r)
     is_two = len(tensor.shape) == 2
-    if is_two and all(want in (None, have) for want, have in zip(expected, tensor.shape, strict=True)):
-        if 0 not in tensor.shape:
-            return
+    fits = is_two and all(want in (None, have) for want, have in zip(expected, tensor.shape, strict=True))
+    if fits and 0 not in tensor.shape:
+        return
     wanted = f"[{', '.join('r' if dimension is None else str(dimension) for dimension in expected)}]"
     problems.add_grouped(
         ProblemCode.SHAPE_MISMATCH,

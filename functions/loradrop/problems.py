@@ -121,7 +121,7 @@ class ProblemCode(StrEnum):
         "COMPRESSION_RATIO_TOO_HIGH",
         Severity.ERROR,
         Consequence.UNSAFE,
-        "The data unpacks to far more than trained weights can: a decompression bomb, or weights that are one constant.",
+        "The data unpacks to far more than trained weights do: a decompression bomb, or weights that are one constant.",
         "Upload a trained adapter; trained weights compress to no less than a fifth.",
     )
     UNPACKED_TOO_LARGE = (
@@ -166,7 +166,7 @@ class ProblemCode(StrEnum):
         "TAR_HEADER_REFUSED",
         Severity.ERROR,
         Consequence.UNSAFE,
-        "An extended header is too long, is malformed, or changes a member in a way that readers understand differently.",
+        "An extended header is too long, malformed, or changes a member in a way that readers understand differently.",
         "Make the archive with `tar -czf` or `loradrop package`; a plain adapter needs no such header.",
     )
     MEMBER_TYPE_REFUSED = (
@@ -348,7 +348,7 @@ class ProblemCode(StrEnum):
         Consequence.SILENT,
         "`rank_pattern` or `alpha_pattern` is set, and this engine ignores it (it is honoured from vLLM 0.32), or it "
         "holds a regular expression that is more than a module's name.",
-        "Train with one rank and one alpha, or serve on a newer engine; write patterns as plain names such as `q_proj`.",
+        "Train with one rank and one alpha, or serve on a newer engine; write plain names such as `q_proj`.",
     )
     INIT_ALTERS_BASE = (
         "INIT_ALTERS_BASE",
@@ -532,7 +532,7 @@ class ProblemCode(StrEnum):
         Consequence.SILENT,
         "A tensor's shape is not the one that the base and the rank demand. A larger one fails, a smaller one is padded "
         "with zeros in silence.",
-        "Train on the base that is served; an empty shape comes from saving under DeepSpeed ZeRO-3 without gathering.",
+        "Train on the base that is served; saving under DeepSpeed ZeRO-3 without gathering makes empty shapes.",
     )
     DTYPE_UNSUPPORTED = (
         "DTYPE_UNSUPPORTED",
@@ -559,7 +559,7 @@ class ProblemCode(StrEnum):
         "NO_EFFECT",
         Severity.ERROR,
         Consequence.SILENT,
-        "Every module has only zeros in `lora_B` or in `lora_A`: the adapter was never trained and answers like the base.",
+        "Every module has only zeros in `lora_B` or in `lora_A`: it was not trained, and answers like the base.",
         "Train before saving; under DeepSpeed ZeRO-3 or FSDP gather the weights first.",
     )
     DEAD_MODULES = (
@@ -618,11 +618,12 @@ class Problems:
         place = None if place is None else shown_name(place)
         seen = self._found.get(key)
         if seen is None:
-            examples = () if place is None else (place,)
-            self._found[key] = Problem(key[0], clipped(message, MAX_MESSAGE_CHARACTERS), place, 1, examples, command)
+            first = () if place is None else (place,)
+            self._found[key] = Problem(key[0], clipped(message, MAX_MESSAGE_CHARACTERS), place, 1, first, command)
             return
-        more = place is not None and len(seen.examples) < MAX_EXAMPLES and place not in seen.examples
-        examples = (*seen.examples, place) if more and place is not None else seen.examples
+        examples = seen.examples
+        if place is not None and len(examples) < MAX_EXAMPLES and place not in examples:
+            examples = (*examples, place)
         self._found[key] = replace(seen, count=seen.count + 1, examples=examples)
 
     def __contains__(self, code: ProblemCode) -> bool:

@@ -1,11 +1,10 @@
-"""What a base accepts: the dimensions of the model, the modules that take LoRA, the rank limit, the engine's version."""
+"""What a base accepts: the model's dimensions, the modules that take LoRA, the rank limit, the engine's version."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 # The only ranks that vLLM's kernels are built for.
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -130,7 +129,8 @@ def load_profile(name_or_path: str | Path) -> BaseProfile:
     except OSError as error:
         known = ", ".join(shipped_profiles())
         raise ProfileError(
-            f"There is no profile {str(name_or_path)!r}: shipped are {known}; a file could not be read ({error.strerror})."
+            f"There is no profile {str(name_or_path)!r}: shipped are {known}; and no such file can be read "
+            f"({error.strerror})."
         ) from error
     except ValueError as error:
         raise ProfileError(f"The profile {path} is not JSON: {error}.") from error
@@ -159,7 +159,7 @@ def profile_from_config(
             f"{architecture} is a mixture of experts ({', '.join(mixture) or 'by its name'}): "
             "loradrop serves adapters of dense models only."
         )
-    if architecture not in LORA_MODULES_BY_ARCHITECTURE:
+    if not isinstance(architecture, str) or architecture not in LORA_MODULES_BY_ARCHITECTURE:
         reason = "it is multimodal; loradrop serves text models" if "text_config" in config else "it is not known here"
         raise ProfileError(
             f"The architecture {architecture!r} is not supported: {reason}. "
@@ -183,7 +183,7 @@ def profile_from_config(
     path = config.get("_name_or_path")
     return BaseProfile(
         name=name,
-        architecture=cast(str, architecture),
+        architecture=architecture,
         hidden_size=dimension("hidden_size"),
         intermediate_size=dimension("intermediate_size"),
         num_hidden_layers=dimension("num_hidden_layers"),

@@ -161,7 +161,7 @@ def _read_tensor(name: str, entry: object, problems: Problems) -> Tensor | None:
         found = ", ".join(sorted(shown(key) for key in entry)) if isinstance(entry, dict) else shown(entry)
         problems.add_grouped(
             ProblemCode.SAFETENSORS_TENSOR_INVALID,
-            f"The entry of {shown(name)} is {found or 'empty'}; it must be dtype, shape and data_offsets, nothing else.",
+            f"The entry of {shown(name)} is {found or 'empty'}; it must be dtype, shape and data_offsets alone.",
             place=name,
         )
         return None
@@ -169,8 +169,8 @@ def _read_tensor(name: str, entry: object, problems: Problems) -> Tensor | None:
     if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         problems.add_grouped(
             ProblemCode.SAFETENSORS_TENSOR_INVALID,
-            f"The entry of {shown(name)} has dtype {shown(dtype)}, shape {shown(shape)}, data_offsets {shown(offsets)}; "
-            "a text, a list and a pair of whole numbers of at least 0 are needed.",
+            f"The entry of {shown(name)} has dtype {shown(dtype)}, shape {shown(shape)} and data_offsets "
+            f"{shown(offsets)}; a text, a list and a pair of whole numbers of at least 0 are needed.",
             place=name,
         )
         return None
