@@ -119,7 +119,7 @@ class Front:
         query = parse_qs(scope.get("query_string", b"").decode(), keep_blank_values=True)
         address = (scope.get("client") or ("127.0.0.1",))[0]
         responses.set_request_client_ip(address)
-        iam_evaluator.pin_request_origin(address, False)
+        ministack.pin_request_origin(address, False)
         key = router.extract_access_key_id(headers, query)
         if key:
             responses.set_request_account_id(ministack._request_account_scope(key) if self._auth else key)

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import yaml
+from ministack import app
 from ministack.core import lambda_runtime
 from ministack.services import eventbridge, lambda_svc, s3
 from ministack.services.cloudformation import provisioners, stacks
@@ -24,6 +25,7 @@ def apply() -> None:
     take_state_machines_in_yaml()
     know_sagemaker_resources()
     scale_inference_components()
+    count_the_loopback_as_secure()
 
 
 # A Lambda's errors
@@ -157,3 +159,17 @@ def scale_inference_components() -> None:
         return valid
 
     moto_autoscaling._target_params_are_valid = check_or_component
+
+
+# IAM
+
+
+def count_the_loopback_as_secure() -> None:
+    """AWS is reached by TLS and buckets refuse anything else (aws:SecureTransport); the local cloud has only the loopback."""
+    pin = app.pin_request_origin
+
+    @functools.wraps(pin)
+    def pin_as_secure(source_ip: str, _secure_transport: bool) -> None:
+        pin(source_ip, True)
+
+    app.pin_request_origin = pin_as_secure
