@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from ministack import app
-from ministack.core import lambda_runtime
+from ministack.core import iam_evaluator, lambda_runtime
 from ministack.services import eventbridge, lambda_svc, s3
 from ministack.services.cloudformation import provisioners, stacks
 from moto.applicationautoscaling import models as moto_autoscaling
@@ -26,6 +26,7 @@ def apply() -> None:
     know_sagemaker_resources()
     scale_inference_components()
     count_the_loopback_as_secure()
+    know_the_condition_keys_of_put_events()
 
 
 # A Lambda's errors
@@ -173,3 +174,43 @@ def count_the_loopback_as_secure() -> None:
         pin(source_ip, True)
 
     app.pin_request_origin = pin_as_secure
+
+
+_request_body: contextvars.ContextVar[bytes] = contextvars.ContextVar("request_body", default=b"")
+
+
+def know_the_condition_keys_of_put_events() -> None:
+    """events:source and events:detail-type are conditions on every entry of PutEvents; MiniStack knows neither key."""
+    dispatch, enforce = app._dispatch_service_request, iam_evaluator.enforce
+
+    @functools.wraps(dispatch)
+    async def dispatch_keeping_body(
+        method: str, path: str, headers: dict[str, str], body: bytes, *args: Any, **kwargs: Any
+    ) -> Any:
+        _request_body.set(body)
+        return await dispatch(method, path, headers, body, *args, **kwargs)
+
+    @functools.wraps(enforce)
+    def enforce_entry_by_entry(
+        access_key_id: str, iam_action: str, *args: Any, service_context: dict[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
+        contexts = _entry_contexts() if iam_action == "events:PutEvents" else [{}]
+        for context in contexts or [{}]:
+            denied = enforce(
+                access_key_id, iam_action, *args, service_context=(service_context or {}) | context, **kwargs
+            )
+            if denied is not None:
+                return denied
+        return None
+
+    app._dispatch_service_request = dispatch_keeping_body
+    iam_evaluator.enforce = enforce_entry_by_entry
+
+
+def _entry_contexts() -> list[dict[str, str]]:
+    try:
+        entries = json.loads(_request_body.get()).get("Entries", [])
+    except (ValueError, AttributeError):
+        return []  # the service itself refuses such a body
+    keys = {"Source": "events:source", "DetailType": "events:detail-type"}
+    return [{key: entry[name] for name, key in keys.items() if name in entry} for entry in entries]
