@@ -163,7 +163,9 @@ class Registry:
         except ClientError as error:
             if error_code(error) != "ConditionalCheckFailedException":
                 raise
-            return dict(error.response.get("Item", {}))
+            refused: Any = error.response
+            found: dict[str, Any] = refused.get("Item", {})
+            return found
         if before is not None:
             before.update(response.get("Attributes", {}))
         return None

@@ -11,10 +11,11 @@ from loradrop.judge import judge
 from loradrop.names import component_name, release_key, release_manifest_key
 from loradrop.problems import ProblemCode
 from loradrop.profile import load_profile
-from runtime import CLIENT_CONFIG, DownloadInterrupted, error_code, logger, metrics, setting
+from runtime import CLIENT_CONFIG, DownloadInterrupted, error_code, logger, setting
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
+    from mypy_boto3_s3.type_defs import CopySourceTypeDef
 
 s3 = boto3.client("s3", config=CLIENT_CONFIG)
 release_bucket = setting("RELEASE_BUCKET")
@@ -29,12 +30,11 @@ profile = dataclasses.replace(
 _VANISHED = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404", "MethodNotAllowed"})
 
 
-@metrics.log_metrics
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
     """{upload} → {validation: {accepted, summary, problems, warnings, manifest}, release?: of accepted bytes}."""
     upload = event["upload"]
-    pinned = {"Bucket": upload["bucket"], "Key": upload["key"], "VersionId": upload["version_id"]}
+    pinned: CopySourceTypeDef = {"Bucket": upload["bucket"], "Key": upload["key"], "VersionId": upload["version_id"]}
     try:
         body = s3.get_object(**pinned)["Body"]
         report = judge(body, profile)
@@ -44,7 +44,6 @@ def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
         return _vanished(upload)
     except BotoCoreError as error:
         raise DownloadInterrupted(f"Reading s3://{upload['bucket']}/{upload['key']} broke off: {error}") from error
-    metrics.add_metric(name="AdapterAccepted" if report.accepted else "AdapterRejected", unit="Count", value=1)
     logger.info("adapter judged", adapter=upload["adapter"], accepted=report.accepted, sha256=report.sha256)
 
     validation = report.to_dict() | {"summary": report.summary()}

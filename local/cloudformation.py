@@ -41,9 +41,8 @@ class ResourceType:
 
 def _client(service: str) -> Any:
     # The account and region of the stack: a key that is an account's number is that account's root.
-    return boto3.client(
-        service, region_name=get_region(), aws_access_key_id=get_account_id(), aws_secret_access_key="test"
-    )
+    connect: Any = boto3.client
+    return connect(service, region_name=get_region(), aws_access_key_id=get_account_id(), aws_secret_access_key="test")
 
 
 def _call(service: str, operation: str, parameters: Properties) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def _call(service: str, operation: str, parameters: Properties) -> dict[str, Any
     return answer
 
 
-def _typed(shape: Shape, value: Any) -> Any:
+def _typed(shape: Shape | None, value: Any) -> Any:
     """A template's values in the types of the API: YAML and parameters bring numbers and booleans as texts."""
     if isinstance(shape, StructureShape):
         return {
@@ -67,6 +66,8 @@ def _typed(shape: Shape, value: Any) -> Any:
         return [_typed(shape.member, item) for item in value]
     if isinstance(shape, MapShape):
         return {str(key): _typed(shape.value, item) for key, item in value.items()}
+    if shape is None:
+        return value
     if shape.type_name == "boolean":
         return value if isinstance(value, bool) else str(value).lower() == "true"
     if shape.type_name in ("integer", "long"):
@@ -260,13 +261,27 @@ _create_model, _update_model, _delete_model = _simple("Model")
 _create_config, _update_config, _delete_config = _simple("EndpointConfig")
 _create_endpoint, _, _delete_endpoint = _simple("Endpoint")
 
-MODEL_PROPERTIES = (
-    "Containers EnableNetworkIsolation ExecutionRoleArn InferenceExecutionConfig ModelName PrimaryContainer VpcConfig"
-).split()
-CONFIG_PROPERTIES = (
-    "AsyncInferenceConfig DataCaptureConfig EnableNetworkIsolation EndpointConfigName ExecutionRoleArn ExplainerConfig "
-    "KmsKeyId ProductionVariants ShadowProductionVariants VpcConfig"
-).split()
+MODEL_PROPERTIES = [
+    "Containers",
+    "EnableNetworkIsolation",
+    "ExecutionRoleArn",
+    "InferenceExecutionConfig",
+    "ModelName",
+    "PrimaryContainer",
+    "VpcConfig",
+]
+CONFIG_PROPERTIES = [
+    "AsyncInferenceConfig",
+    "DataCaptureConfig",
+    "EnableNetworkIsolation",
+    "EndpointConfigName",
+    "ExecutionRoleArn",
+    "ExplainerConfig",
+    "KmsKeyId",
+    "ProductionVariants",
+    "ShadowProductionVariants",
+    "VpcConfig",
+]
 
 RESOURCE_TYPES = {
     "AWS::SageMaker::Model": ResourceType(_create_model, _update_model, _delete_model, tuple(MODEL_PROPERTIES)),

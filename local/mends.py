@@ -122,7 +122,7 @@ def take_state_machines_in_yaml() -> None:
             json.loads(definition)
         except ValueError:
             # No timestamps are made of plain texts, so the content is JSON's; the loader is a SafeLoader.
-            return json.dumps(yaml.load(definition, Loader=_PlainLoader))  # noqa: S506
+            return json.dumps(yaml.load(definition, Loader=_PlainLoader))
         return definition
 
     provisioners._sfn_definition = read_definition_as_json

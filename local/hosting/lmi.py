@@ -183,7 +183,7 @@ def _generated_text(handler: Handler) -> Any:
             return {"generated_text": text}
         tokens = [_lmi_token(token, handler) for token in result.tokens]
         if handler is Handler.ASYNC_VLLM:
-            details = {
+            details: dict[str, Any] = {
                 "finish_reason": None,
                 "generated_tokens": len(tokens),
                 "seed": None,
@@ -248,9 +248,7 @@ def _completion(model: str) -> Any:
 def _completion_chunks(model: str) -> Any:
     def chunks(call: _Call, tokens: Iterator[Token]) -> Iterator[dict[str, Any]]:
         envelope = _openai("cmpl", "text_completion", model, [])
-        count = 0
-        for token, is_last in _with_last(tokens):
-            count += 1
+        for count, (token, is_last) in enumerate(_with_last(tokens), start=1):
             reason = _stream_reason(count, call) if is_last else None
             logprobs = None if call.logprobs is None else {"tokens": [token.text], "token_logprobs": [token.logprob]}
             choice = {"index": 0, "text": token.text, "logprobs": logprobs, "finish_reason": reason}
@@ -278,9 +276,7 @@ def _chat_chunks(model: str) -> Any:
         envelope = _openai("chatcmpl", "chat.completion.chunk", model, [])
         first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
         yield envelope | {"choices": [first]}
-        count = 0
-        for token, is_last in _with_last(tokens):
-            count += 1
+        for count, (token, is_last) in enumerate(_with_last(tokens), start=1):
             choice = {
                 "index": 0,
                 "delta": {"content": token.text},

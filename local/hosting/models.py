@@ -560,8 +560,11 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
     def _environment(self, base: InferenceComponent) -> dict[str, str]:
         """Of the base's container, wherever it was said: on the component or on the model."""
         model = self._models.get(base.specification.get("ModelName", ""))
-        environment = dict(model.primary_container.get("Environment") or {}) if model is not None else {}
-        return environment | base.specification.get("Container", {}).get("Environment", {})
+        environment: dict[str, str] = (
+            dict(model.primary_container.get("Environment") or {}) if model is not None else {}
+        )
+        environment |= base.specification.get("Container", {}).get("Environment", {})
+        return environment
 
     def _components_of(self, endpoint_name: str) -> Iterator[InferenceComponent]:
         return (component for component in self.list_inference_components() if component.endpoint_name == endpoint_name)

@@ -80,7 +80,8 @@ class HostingResponse(SageMakerResponse):  # type: ignore[misc]
 def _plain(params: Any) -> dict[str, Any]:
     """What moto parsed, as plain dictionaries without the members that were not sent."""
     plain: dict[str, Any] = json.loads(json.dumps(params, default=str))
-    return _without_nulls(plain)
+    stripped: dict[str, Any] = _without_nulls(plain)
+    return stripped
 
 
 def _without_nulls(value: Any) -> Any:

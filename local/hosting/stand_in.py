@@ -19,10 +19,40 @@ from dataclasses import dataclass
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
-WORDS = (
-    "the a one every some river stone cloud garden letter window morning evening engine teacher sailor "
-    "reads sends keeps finds leaves opens carries answers under over beside without after before quietly soon"
-).split()
+WORDS = [
+    "the",
+    "a",
+    "one",
+    "every",
+    "some",
+    "river",
+    "stone",
+    "cloud",
+    "garden",
+    "letter",
+    "window",
+    "morning",
+    "evening",
+    "engine",
+    "teacher",
+    "sailor",
+    "reads",
+    "sends",
+    "keeps",
+    "finds",
+    "leaves",
+    "opens",
+    "carries",
+    "answers",
+    "under",
+    "over",
+    "beside",
+    "without",
+    "after",
+    "before",
+    "quietly",
+    "soon",
+]
 END_OF_TEXT = len(WORDS)
 
 
@@ -79,7 +109,7 @@ class StandInEngine:
             self.stream(prompt, adapter=adapter, max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
         )
         text = "".join(token.text for token in tokens)
-        if len(tokens) and tokens[-1].id == END_OF_TEXT:
+        if tokens and tokens[-1].id == END_OF_TEXT:
             reason = "eos_token"
         elif any(ending in text for ending in stop):
             reason = "stop"
@@ -93,7 +123,7 @@ class StandInEngine:
         *,
         adapter: str | None,
         max_new_tokens: int,
-        temperature: float,  # noqa: ARG002 - always greedy: a test wants the same answer twice
+        temperature: float,
         stop: Sequence[str] = (),
     ) -> Iterator[Token]:
         weights = b"" if adapter is None else self._digests[adapter]

@@ -1,0 +1,64 @@
+# Everything runs from here; `make help` lists what there is.
+PYTHON ?= python3
+PORT ?= 4566
+VENV := .venv
+TOOLS := .tools
+BIN := $(VENV)/bin
+# sam needs uv beside it (BuildMethod python-uv).
+export PATH := $(CURDIR)/$(VENV)/bin:$(CURDIR)/$(TOOLS)/sam/bin:$(CURDIR)/$(TOOLS)/aws/bin:$(PATH)
+export SAM_CLI_TELEMETRY := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+
+PACKAGES := functions local training
+
+.PHONY: help setup demo local local-env test lint unit local-tests clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+setup: $(VENV)/.installed $(TOOLS)/sam/.installed $(TOOLS)/aws/.installed ## Make the environments (.venv, .tools)
+
+demo: setup ## Watch an adapter tarball become a live, proven component
+	@$(BIN)/python -m local.demo --port $(PORT)
+
+local: setup ## Start the local cloud and keep it running
+	@$(BIN)/python -m training.tiny_base
+	@$(BIN)/python -m local --port $(PORT)
+
+local-env: ## Print what a second shell needs: eval "$$(make -s local-env)"
+	@echo 'export AWS_ENDPOINT_URL=http://localhost:$(PORT) AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1 SAM_CLI_TELEMETRY=0'
+	@echo 'export PATH="$(CURDIR)/$(VENV)/bin:$(CURDIR)/$(TOOLS)/sam/bin:$(CURDIR)/$(TOOLS)/aws/bin:$$PATH"'
+
+test: lint unit ## Run all that CI runs
+
+lint: setup ## Style, types and the template
+	@echo "== lint"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/cfn-lint template.yaml
+
+unit: setup ## Unit tests: no network, no local cloud
+	@echo "== unit tests"
+	$(BIN)/python -m pytest tests/unit -q
+
+local-tests: setup ## The stack, deployed by sam on the local cloud
+	@echo "== the stack on the local cloud"
+	$(BIN)/python -m pytest tests/local -q
+
+clean: ## Remove what was made: environments, caches, builds
+	rm -rf $(VENV) $(TOOLS) .cache .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/.installed: requirements-dev.txt constraints.txt functions/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "loradrop needs Python 3.11 or newer; name one with PYTHON=…")'
+	@echo "== making $(VENV): a few minutes, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	@touch $@
+
+$(TOOLS)/%/.installed: requirements-%.txt
+	@echo "== making $(TOOLS)/$*"
+	@test -x $(TOOLS)/$*/bin/python || $(PYTHON) -m venv $(TOOLS)/$*
+	@$(TOOLS)/$*/bin/python -m pip install --quiet --requirement $<
+	@touch $@
