@@ -27,6 +27,7 @@ def apply() -> None:
     scale_inference_components()
     count_the_loopback_as_secure()
     know_the_condition_keys_of_put_events()
+    know_the_role_behind_a_session()
 
 
 # A Lambda's errors
@@ -174,6 +175,21 @@ def count_the_loopback_as_secure() -> None:
         pin(source_ip, True)
 
     app.pin_request_origin = pin_as_secure
+
+
+def know_the_role_behind_a_session() -> None:
+    """aws:PrincipalArn of an assumed role is the role's ARN, as AWS documents it; MiniStack gives the session's."""
+    resolve = iam_evaluator._resolve_condition_key
+
+    @functools.wraps(resolve)
+    def resolve_role(key: str, context: Any) -> Any:
+        value = resolve(key, context)
+        if key.lower() != "aws:principalarn" or ":assumed-role/" not in str(value):
+            return value
+        role = iam_evaluator._role_name_from_assumed_arn(value)
+        return f"arn:aws:iam::{context.principal_account}:role/{role}"
+
+    iam_evaluator._resolve_condition_key = resolve_role
 
 
 _request_body: contextvars.ContextVar[bytes] = contextvars.ContextVar("request_body", default=b"")
