@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from ministack import app
 from ministack.core import iam_evaluator, lambda_runtime
-from ministack.services import eventbridge, lambda_svc, s3
+from ministack.services import eventbridge, lambda_svc, s3, stepfunctions
 from ministack.services.cloudformation import provisioners, stacks
 from moto.applicationautoscaling import models as moto_autoscaling
 
@@ -23,6 +23,7 @@ def apply() -> None:
     report_a_lambda_error_by_its_class()
     name_the_version_in_s3_events()
     take_state_machines_in_yaml()
+    put_out_what_a_succeed_state_says()
     know_sagemaker_resources()
     scale_inference_components()
     count_the_loopback_as_secure()
@@ -127,6 +128,19 @@ def take_state_machines_in_yaml() -> None:
         return definition
 
     provisioners._sfn_definition = read_definition_as_json
+
+
+def put_out_what_a_succeed_state_says() -> None:
+    """A JSONata Succeed state has an Output, as every other; MiniStack looks for the JSONPath fields alone."""
+    apply = stepfunctions._apply_output_path
+
+    @functools.wraps(apply)
+    def apply_output(state: dict[str, Any], data: Any, context: Any = None) -> Any:
+        if state.get("Type") == "Succeed" and stepfunctions._state_query_language(state, context) == "JSONata":
+            return stepfunctions._apply_jsonata_output(state, data, context, default=data)
+        return apply(state, data, context)
+
+    stepfunctions._apply_output_path = apply_output
 
 
 # CloudFormation
