@@ -10,7 +10,7 @@ export SAM_CLI_TELEMETRY := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-PACKAGES := functions local training
+PACKAGES := functions local training tests/local
 
 .PHONY: help setup demo local local-env test lint unit local-tests clean
 
@@ -30,7 +30,7 @@ local-env: ## Print what a second shell needs: eval "$$(make -s local-env)"
 	@echo 'export AWS_ENDPOINT_URL=http://localhost:$(PORT) AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1 SAM_CLI_TELEMETRY=0'
 	@echo 'export PATH="$(CURDIR)/$(VENV)/bin:$(CURDIR)/$(TOOLS)/sam/bin:$(CURDIR)/$(TOOLS)/aws/bin:$$PATH"'
 
-test: lint unit ## Run all that CI runs
+test: lint unit local-tests ## Run all that CI runs
 
 lint: setup ## Style, types and the template
 	@echo "== lint"

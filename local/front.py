@@ -136,8 +136,12 @@ class Front:
             return None
         request_id = str(uuid.uuid4())
         key = router.extract_access_key_id(headers, {})
+        backend = hosting_backend(responses.get_account_id(), region)
         for action, resource in wanted:
-            denied = iam_evaluator.enforce(key, action, "sagemaker", region, resource_arn=resource)
+            tags = {f"aws:ResourceTag/{name}": value for name, value in backend.tags_of_component(resource).items()}
+            denied = iam_evaluator.enforce(
+                key, action, "sagemaker", region, resource_arn=resource, service_context=tags
+            )
             if isinstance(denied, iam_evaluator.AuthError):
                 refusal: tuple[int, dict[str, str], bytes] = ministack._credential_failure(
                     "sagemaker", action, request_id, denied, headers

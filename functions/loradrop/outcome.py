@@ -59,10 +59,12 @@ def _why_failed(known: dict[str, Any]) -> str:
 
 
 def _left_behind(known: dict[str, Any]) -> str:
-    if not known.get("left_behind"):
+    left = known.get("left_behind")
+    if not left:
         return ""
-    command = f"aws sagemaker delete-inference-component --inference-component-name {known['left_behind']}"
-    return f"Its component could not be deleted and still takes a slot; delete it with: {command}."
+    command = f"aws sagemaker delete-inference-component --inference-component-name {left['component']}"
+    reason = failure_reason(left["failure"])
+    return f"Its component could not be deleted ({reason}) and still takes a slot; delete it with: {command}."
 
 
 def _unchanged(live: dict[str, str] | None) -> str:

@@ -586,6 +586,11 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         kept: list[dict[str, str]] = resource.tags
         return kept
 
+    def tags_of_component(self, arn: str) -> dict[str, str]:
+        """Of what is not there, or is no component: none."""
+        component = self.inference_components.get(arn.rpartition("/")[2])
+        return {tag["Key"]: tag["Value"] for tag in component.tags} if component and component.arn == arn else {}
+
 
 def _invalid(message: str) -> InvocationError:
     return InvocationError("ValidationError", 400, message)

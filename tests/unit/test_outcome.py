@@ -55,7 +55,13 @@ KNOWN = {
         "validation": {"warnings": [{"message": "alpha is odd."}]},
     },
     Outcome.REJECTED: {"validation": {"summary": "No adapter_config.json."}},
-    Outcome.FAILED: {"failure": {"Error": "ComponentFailed", "Cause": "x"}, "left_behind": "acme-new"},
+    Outcome.FAILED: {
+        "failure": {"Error": "ComponentFailed", "Cause": "x"},
+        "left_behind": {
+            "component": "acme-new",
+            "failure": {"Error": "Throttled", "Cause": '{"errorMessage": "Slow."}'},
+        },
+    },
     Outcome.SUPERSEDED: {"claim": {"superseded_by": {"version_id": "v2"}}},
 }
 

@@ -1,0 +1,236 @@
+"""The stack, deployed by `sam deploy` on the local cloud with IAM enforced: one for the whole run of these tests."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import boto3
+import pytest
+
+from local.cloud import LocalCloud
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STACK_NAME = "loradrop-local"
+DEADLINE_SECONDS = 90.0
+Found = TypeVar("Found")
+
+
+def eventually(look: Callable[[], Found | None], what: str, seconds: float = DEADLINE_SECONDS) -> Found:
+    """The first value of `look` that counts as true; fails when the deadline has passed."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.1)
+    return found
+
+
+@dataclass(frozen=True)
+class Execution:
+    """An execution that has ended."""
+
+    arn: str
+    status: str
+    error: str | None
+    cause: str
+    output: Any
+    events: list[dict[str, Any]]
+
+    @property
+    def states(self) -> list[str]:
+        """The states in the order they were entered; the loop around WaitForInService once."""
+        entered = [
+            event["stateEnteredEventDetails"]["name"] for event in self.events if "stateEnteredEventDetails" in event
+        ]
+        looped = "WaitForNextLook", "WaitForInService", "IsComponentInService"
+        waits = {i for i, name in enumerate(entered) if name == looped[0]}
+        return [name for i, name in enumerate(entered) if not {i, i - 1, i - 2} & waits]
+
+    def task_errors(self, state: str) -> list[str]:
+        """The errors of a Task's attempts."""
+        errors, current = [], ""
+        for event in self.events:
+            current = event.get("stateEnteredEventDetails", {}).get("name", current)
+            for kind in ("taskFailedEventDetails", "lambdaFunctionFailedEventDetails"):
+                if kind in event and current == state:
+                    errors.append(event[kind]["error"])
+        return errors
+
+
+class Stack:
+    """What a person has after `sam deploy`: the outputs, and AWS's API."""
+
+    def __init__(self, cloud: LocalCloud, name: str) -> None:
+        self.cloud, self.name = cloud, name
+        self.session = boto3.Session(
+            aws_access_key_id="test", aws_secret_access_key="test", region_name=cloud.environment()["AWS_REGION"]
+        )
+        self.s3, self.states, self.sagemaker = self.client("s3"), self.client("stepfunctions"), self.client("sagemaker")
+        self.invoker, self.dynamodb, self.iam = (
+            self.client("sagemaker-runtime"),
+            self.client("dynamodb"),
+            self.client("iam"),
+        )
+        described = self.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
+        self.outputs = {one["OutputKey"]: one["OutputValue"] for one in described["Outputs"]}
+        self.machine = self.outputs["StateMachineArn"]
+        self.uploads, self.releases = self.outputs["UploadBucketName"], self.outputs["ReleaseBucketName"]
+        self._inputs: dict[str, dict[str, Any]] = {}
+
+    def client(self, service: str) -> Any:
+        connect: Any = self.session.client
+        return connect(service, endpoint_url=self.cloud.endpoint_url)
+
+    def upload(self, adapter: str, body: bytes) -> str:
+        """Put a tarball where it is dropped; its version."""
+        put = self.s3.put_object(Bucket=self.uploads, Key=f"adapters/{adapter}.tar.gz", Body=body)
+        version: str = put["VersionId"]
+        return version
+
+    def drop(self, adapter: str, body: bytes) -> Execution:
+        """Upload a tarball and wait for the end of the execution that its event starts."""
+        return self.end_of(self.execution_of(self.upload(adapter, body)))
+
+    def execution_of(self, version: str, besides: frozenset[str] = frozenset()) -> str:
+        def look() -> str | None:
+            for page in self.states.get_paginator("list_executions").paginate(stateMachineArn=self.machine):
+                for one in page["executions"]:
+                    arn = one["executionArn"]
+                    if arn not in self._inputs:
+                        self._inputs[arn] = json.loads(self.states.describe_execution(executionArn=arn)["input"])
+                    if self._inputs[arn]["detail"]["object"].get("version-id") == version and arn not in besides:
+                        return str(arn)
+            return None
+
+        return eventually(look, f"an execution for the upload {version}")
+
+    def start(self, event: dict[str, Any]) -> Execution:
+        """Run an event by hand: how one that comes twice, late or for nothing looks to the state machine."""
+        started = self.states.start_execution(stateMachineArn=self.machine, input=json.dumps(event))
+        return self.end_of(started["executionArn"])
+
+    def event_of(self, execution: Execution) -> dict[str, Any]:
+        event: dict[str, Any] = json.loads(self.states.describe_execution(executionArn=execution.arn)["input"])
+        return event
+
+    def event(self, adapter: str, version: str, sequencer: str, size_bytes: int = 1) -> dict[str, Any]:
+        return {
+            "source": "aws.s3",
+            "detail-type": "Object Created",
+            "detail": {
+                "bucket": {"name": self.uploads},
+                "object": {
+                    "key": f"adapters/{adapter}.tar.gz",
+                    "version-id": version,
+                    "sequencer": sequencer,
+                    "size": size_bytes,
+                },
+            },
+        }
+
+    def end_of(self, arn: str) -> Execution:
+        def look() -> dict[str, Any] | None:
+            described: dict[str, Any] = self.states.describe_execution(executionArn=arn)
+            return described if described["status"] != "RUNNING" else None
+
+        ended = eventually(look, f"the end of {arn}")
+        pages = self.states.get_paginator("get_execution_history").paginate(executionArn=arn)
+        return Execution(
+            arn=arn,
+            status=ended["status"],
+            error=ended.get("error"),
+            cause=ended.get("cause") or "",
+            output=json.loads(ended["output"]) if ended.get("output") else None,
+            events=[event for page in pages for event in page["events"]],
+        )
+
+    @contextmanager
+    def rule_disabled(self) -> Iterator[None]:
+        """Uploads start nothing."""
+        events = self.client("events")
+        rules = events.list_rules(NamePrefix=self.name)["Rules"]
+        assert len(rules) == 1
+        events.disable_rule(Name=rules[0]["Name"])
+        try:
+            yield
+        finally:
+            events.enable_rule(Name=rules[0]["Name"])
+
+    def report(self, adapter: str) -> dict[str, Any]:
+        body = self.s3.get_object(Bucket=self.uploads, Key=f"reports/{adapter}.json")["Body"].read()
+        report: dict[str, Any] = json.loads(body)
+        return report
+
+    def tags(self, adapter: str, version: str) -> dict[str, str]:
+        got = self.s3.get_object_tagging(Bucket=self.uploads, Key=f"adapters/{adapter}.tar.gz", VersionId=version)
+        return {tag["Key"]: tag["Value"] for tag in got["TagSet"]}
+
+    def registry(self, adapter: str) -> dict[str, Any]:
+        item = self.dynamodb.get_item(TableName=self.outputs["RegistryTable"], Key={"adapter": {"S": adapter}})
+        found: dict[str, Any] = item.get("Item", {})
+        return found
+
+    def live(self, adapter: str) -> str | None:
+        """The component that the registry's live pointer names."""
+        pointer = self.registry(adapter).get("live")
+        return pointer["M"]["component"]["S"] if pointer else None
+
+    def components(self, adapter: str) -> dict[str, str]:
+        """Name → status of the components that carry this adapter's tag."""
+        pages = self.sagemaker.get_paginator("list_inference_components").paginate()
+        found = {}
+        for one in (one for page in pages for one in page["InferenceComponents"]):
+            tags = self.sagemaker.list_tags(ResourceArn=one["InferenceComponentArn"])["Tags"]
+            if {"Key": "loradrop:adapter", "Value": adapter} in tags:
+                found[one["InferenceComponentName"]] = one["InferenceComponentStatus"]
+        return found
+
+    def released(self, adapter: str) -> list[str]:
+        listed = self.s3.list_objects_v2(Bucket=self.releases, Prefix=f"releases/{adapter}/")
+        return [one["Key"] for one in listed.get("Contents", [])]
+
+    def ask(self, component: str, prompt: str = "How are you?") -> str:
+        response = self.invoker.invoke_endpoint(
+            EndpointName=self.outputs["EndpointName"],
+            InferenceComponentName=component,
+            ContentType="application/json",
+            Body=json.dumps({"inputs": prompt, "parameters": {"max_new_tokens": 16, "temperature": 0}}),
+        )
+        return str(json.load(response["Body"])["generated_text"])
+
+
+def command(cloud: LocalCloud, *words: str) -> str:
+    """Run a command of the README's as its reader does; what it printed."""
+    assert shutil.which(words[0]), f"{words[0]} is not on the PATH; run the tests by `make local-tests`"
+    done = subprocess.run(
+        words, cwd=REPOSITORY, env=os.environ | cloud.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[LocalCloud]:
+    with LocalCloud(engine="stand-in") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def deployed(cloud: LocalCloud) -> Stack:
+    command(cloud, "sam", "build")
+    command(cloud, "sam", "deploy", "--config-env", "local")
+    return Stack(cloud, STACK_NAME)
+
+
+@pytest.fixture
+def stack(deployed: Stack) -> Iterator[Stack]:
+    """The stack, on an endpoint that behaves well again after the test."""
+    before = deployed.cloud.behaviour()
+    yield deployed
+    deployed.cloud.behave(**before)
