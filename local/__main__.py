@@ -44,7 +44,7 @@ def main() -> int:
         return 1
     port = listener.getsockname()[1]
     state = Path(tempfile.mkdtemp(prefix="loradrop-local-"))
-    _set_environment(port, state, auth=options.auth)
+    _set_environment(port, state, auth=options.auth, wait_scale=options.wait_scale)
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s [%(name)s] %(message)s")
     try:
         asyncio.run(_serve(listener, options))
@@ -69,6 +69,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--auth", action=argparse.BooleanOptionalAction, default=True, help="enforce IAM")
     parser.add_argument("--behaviour", type=json.loads, default={}, help="JSON, as PATCH /_loradrop/behaviour takes it")
+    parser.add_argument(
+        "--wait-scale", type=float, default=1.0, help="factor on the state machine's waits (default: %(default)s)"
+    )
     parser.add_argument("--log-level", default="WARNING", help="of the services (default: %(default)s)")
     parser.add_argument("--until-stdin-closes", action="store_true", help="end when the parent does")
     return parser.parse_args()
@@ -86,7 +89,7 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
-def _set_environment(port: int, state: Path, *, auth: bool) -> None:
+def _set_environment(port: int, state: Path, *, auth: bool, wait_scale: float) -> None:
     """MiniStack reads its settings when it is imported; the Lambdas' processes inherit them."""
     for name in (
         "AWS_PROFILE",
@@ -98,6 +101,7 @@ def _set_environment(port: int, state: Path, *, auth: bool) -> None:
         os.environ.pop(name, None)
     os.environ.update(
         AUTH="true" if auth else "false",
+        SFN_WAIT_SCALE=str(wait_scale),
         GATEWAY_PORT=str(port),
         MINISTACK_HOST=HOST,
         MINISTACK_ACCOUNT_ID=ACCOUNT,

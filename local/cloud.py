@@ -32,11 +32,13 @@ class LocalCloud:
         engine: Literal["stand-in", "tiny"] = "stand-in",
         *,
         auth: bool = True,
+        wait_scale: float = 1.0,
         base: Path | None = None,
         behaviour: dict[str, Any] | None = None,
         log: IO[bytes] | int | None = None,
     ) -> None:
         self._arguments = [f"--port={port}", f"--engine={engine}", "--auth" if auth else "--no-auth"]
+        self._arguments.append(f"--wait-scale={wait_scale}")
         self._arguments += [f"--behaviour={json.dumps(behaviour or {})}", "--until-stdin-closes"]
         if base is not None:
             self._arguments.append(f"--base={base}")

@@ -7,16 +7,20 @@ has learned to do it by itself; then the mend goes.
 import contextvars
 import functools
 import json
+import logging
+import os
 from typing import Any
 
 import yaml
 from ministack import app
-from ministack.core import iam_evaluator, lambda_runtime
+from ministack.core import iam_actions, iam_evaluator, lambda_runtime, responses, router
 from ministack.services import eventbridge, lambda_svc, s3, stepfunctions
 from ministack.services.cloudformation import provisioners, stacks
 from moto.applicationautoscaling import models as moto_autoscaling
 
 from . import cloudformation
+
+logger = logging.getLogger("local")
 
 
 def apply() -> None:
@@ -29,6 +33,9 @@ def apply() -> None:
     count_the_loopback_as_secure()
     know_the_condition_keys_of_put_events()
     know_the_role_behind_a_session()
+    hide_missing_objects()
+    ask_the_role_of_a_state_machine()
+    ask_the_role_of_a_rule()
 
 
 # A Lambda's errors
@@ -204,6 +211,107 @@ def know_the_role_behind_a_session() -> None:
         return f"arn:aws:iam::{context.principal_account}:role/{role}"
 
     iam_evaluator._resolve_condition_key = resolve_role
+
+
+def hide_missing_objects() -> None:
+    """S3 says 404 for a missing object to those alone who may list the bucket, and 403 to others; MiniStack says 404 to all."""
+    dispatch = app._dispatch_service_request
+
+    @functools.wraps(dispatch)
+    async def dispatch_hiding(
+        method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any], request_id: str
+    ) -> Any:
+        answer = await dispatch(method, path, headers, body, query, request_id)
+        if not (_enforces_iam() and method == "GET" and answer[0] == 404 and b"<Code>NoSuch" in answer[2]):
+            return answer
+        bucket = path.lstrip("/").partition("/")[0]
+        denied = iam_evaluator.enforce(
+            router.extract_access_key_id(headers, query),
+            "s3:ListBucket",
+            "s3",
+            router.extract_region(headers, query),
+            resource_arn=f"arn:aws:s3:::{bucket}",
+        )
+        if denied is None:
+            return answer
+        return iam_actions.access_denied_response(
+            "s3", "s3:ListBucket", denied.principal_arn, request_id, headers=headers
+        )
+
+    app._dispatch_service_request = dispatch_hiding
+
+
+def _denial(role_arn: str, service: str, action: str, resource_arn: str) -> str | None:
+    """AWS's sentence if the role, taken by the service, has no right to this; else None."""
+    account, _, role = role_arn.split(":", 4)[4].partition(":role/")
+    role = role.rpartition("/")[2]
+    session = f"arn:aws:sts::{account}:assumed-role/{role}/{service}"
+    context = iam_evaluator.EvalContext(
+        principal_arn=session,
+        principal_type="AssumedRole",
+        principal_account=account,
+        action=action,
+        resource_arn=resource_arn,
+        region=responses.get_region(),
+    )
+    decision = iam_evaluator.evaluate(context, iam_evaluator._gather_role_policies(role, account)).decision
+    if decision == "Allow":
+        return None
+    return str(iam_actions.identity_denial_message(action, session, resource_arn, decision == "Deny"))
+
+
+_execution_role: contextvars.ContextVar[str | None] = contextvars.ContextVar("execution_role", default=None)
+
+
+def ask_the_role_of_a_state_machine() -> None:
+    """Step Functions invokes a Lambda as the machine's role; MiniStack invokes it whoever asks, whether AUTH is on or off."""
+    run, call = stepfunctions._run_execution, stepfunctions._call_lambda
+
+    @functools.wraps(run)
+    def run_as_role(execution_arn: str) -> None:
+        execution = stepfunctions._executions.get(execution_arn) or {}
+        machine = stepfunctions._state_machines.get(execution.get("stateMachineArn")) or {}
+        token = _execution_role.set(machine.get("roleArn"))
+        try:
+            run(execution_arn)
+        finally:
+            _execution_role.reset(token)
+
+    @functools.wraps(call)
+    def call_as_role(function: Any, event: Any) -> Any:
+        role = _execution_role.get()
+        denial = _denial(role, "states", "lambda:InvokeFunction", str(function)) if role and _enforces_iam() else None
+        if denial is not None:
+            raise stepfunctions._ExecutionError("Lambda.AWSLambdaException", denial)
+        return call(function, event)
+
+    stepfunctions._run_execution = run_as_role
+    stepfunctions._call_lambda = call_as_role
+
+
+def ask_the_role_of_a_rule() -> None:
+    """EventBridge starts an execution as the target's role, and sends an event it has no right to start to the dead-letter queue."""
+    invoke_target = eventbridge._invoke_target
+
+    @functools.wraps(invoke_target)
+    def invoke_as_role(target: dict[str, Any], event: dict[str, Any], rule: Any, view: Any = None) -> None:
+        arn, role = str(target.get("Arn", "")), target.get("RoleArn")
+        if ":states:" in arn and role and _enforces_iam():
+            denial = _denial(role, "events", "states:StartExecution", arn)
+            if denial is not None:
+                logger.warning("EventBridge: %s", denial)
+                queue = target.get("DeadLetterConfig", {}).get("Arn")
+                if queue:
+                    view = view or eventbridge._pattern_event_view(event)
+                    eventbridge._dispatch_to_sqs(eventbridge.parse_arn(queue), json.dumps(view.event_with_detail()))
+                return
+        invoke_target(target, event, rule, view)
+
+    eventbridge._invoke_target = invoke_as_role
+
+
+def _enforces_iam() -> bool:
+    return os.environ.get("AUTH") == "true"
 
 
 _request_body: contextvars.ContextVar[bytes] = contextvars.ContextVar("request_body", default=b"")

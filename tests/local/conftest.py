@@ -17,6 +17,7 @@ import pytest
 from local.cloud import LocalCloud
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+TOOL_FOLDERS = [str(REPOSITORY / folder) for folder in (".venv/bin", ".tools/sam/bin", ".tools/aws/bin")]
 STACK_NAME = "loradrop-local"
 DEADLINE_SECONDS = 90.0
 Found = TypeVar("Found")
@@ -207,17 +208,18 @@ class Stack:
 
 def command(cloud: LocalCloud, *words: str) -> str:
     """Run a command of the README's as its reader does; what it printed."""
-    assert shutil.which(words[0]), f"{words[0]} is not on the PATH; run the tests by `make local-tests`"
-    done = subprocess.run(
-        words, cwd=REPOSITORY, env=os.environ | cloud.environment(), capture_output=True, text=True, check=False
-    )
+    environment = os.environ | cloud.environment()
+    environment["PATH"] = os.pathsep.join([*TOOL_FOLDERS, environment["PATH"]])
+    assert shutil.which(words[0], path=environment["PATH"]), f"there is no {words[0]}; `make setup` installs it"
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[LocalCloud]:
-    with LocalCloud(engine="stand-in") as running:
+    # What a state machine waits, between retries and looks, is a fifth of what it says.
+    with LocalCloud(engine="stand-in", wait_scale=0.2) as running:
         yield running
 
 
