@@ -22,6 +22,7 @@ REGION = "us-east-1"
 ACCOUNT = "000000000000"
 # How long requests that are under way may take to end once the end is asked for.
 GRACE_SECONDS = 2.0
+MIN_MEMORY_FOLDER_BYTES = 2 << 30
 
 
 def main() -> int:
@@ -43,16 +44,16 @@ def main() -> int:
         )
         return 1
     port = listener.getsockname()[1]
-    state = Path(tempfile.mkdtemp(prefix="loradrop-local-"))
+    state = Path(tempfile.mkdtemp(prefix="loradrop-local-", dir=_folder_in_memory()))
     _set_environment(port, state, auth=options.auth, wait_scale=options.wait_scale)
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s [%(name)s] %(message)s")
     try:
-        asyncio.run(_serve(listener, options))
+        # Not asyncio.run, which waits for threads that wait for an execution or a Lambda: those are ended below.
+        asyncio.new_event_loop().run_until_complete(_serve(listener, options))
     finally:
         _kill_workers()
         shutil.rmtree(state, ignore_errors=True)
     sys.stdout.flush()
-    # Threads that wait for an execution or a Lambda would keep the process: what they wait for has just been ended.
     os._exit(0)
 
 
@@ -87,6 +88,14 @@ def _listen(port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _folder_in_memory() -> Path | None:
+    """Every worker of a Lambda unpacks its code: thousands of small files, made and removed far faster in memory."""
+    folder = Path("/dev/shm")
+    if folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= MIN_MEMORY_FOLDER_BYTES:
+        return folder
+    return None
 
 
 def _set_environment(port: int, state: Path, *, auth: bool, wait_scale: float) -> None:

@@ -16,7 +16,7 @@ READY = "loradrop local cloud ready on "
 REGION = "us-east-1"
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_DEADLINE_SECONDS = 60.0
-END_DEADLINE_SECONDS = 15.0
+END_DEADLINE_SECONDS = 60.0
 
 
 class LocalCloud:
