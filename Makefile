@@ -38,6 +38,7 @@ lint: setup ## Style, types and the template
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/cfn-lint template.yaml
+	sam validate
 
 unit: setup ## Unit tests: no network, no local cloud
 	@echo "== unit tests"

@@ -3,19 +3,18 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.adapters import good_tarball
+from tests.template import TEMPLATE, statements_of
 
 from .conftest import Execution, Stack, eventually
 
 # Where the local cloud has nothing that could refuse. What each is for stands beside it in the template.
 NOT_ENFORCED_LOCALLY = {
-    "DeployAdapterRole/DeliverLogs": "no log delivery of Step Functions",
+    "DeployAdapterRole/DeliverLogs": "no log delivery of Step Functions; tests/unit/test_template.py names its actions",
     "EndpointExecutionRole/PullContainer": "no container is pulled",
     "EndpointExecutionRole/WriteLogs": "no CloudWatch logs of containers",
     "EndpointExecutionRole/WriteMetrics": "no CloudWatch metrics of containers",
@@ -23,34 +22,14 @@ NOT_ENFORCED_LOCALLY = {
 }
 
 
-class _Template(yaml.SafeLoader):
-    """CloudFormation's short forms, as the values behind them."""
-
-
-def _plain(loader: yaml.SafeLoader, _tag: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    return node.value
-
-
-_Template.add_multi_constructor("!", _plain)
-
-
 def statements() -> list[str]:
     """Role/Sid of each statement of each role that the template makes when it makes the base."""
-    template = yaml.load(Path("template.yaml").read_text(), Loader=_Template)
-    found = []
-    for name, resource in template["Resources"].items():
-        for policy in resource.get("Properties", {}).get("Policies", []):
-            if resource["Type"].startswith("AWS::Serverless::"):
-                found += [f"{name}Role/{one['Sid']}" for one in policy["Statement"]]
-            elif resource["Type"] == "AWS::IAM::Role":
-                found += [
-                    f"{name}/{one['Sid']}" for one in policy["PolicyDocument"]["Statement"] if isinstance(one, dict)
-                ]
-    return found
+    return [
+        f"{name}{'Role' if resource['Type'].startswith('AWS::Serverless::') else ''}/{one['Sid']}"
+        for name, resource in TEMPLATE["Resources"].items()
+        for one in statements_of(name)
+        if resource["Type"].startswith(("AWS::Serverless::", "AWS::IAM::"))
+    ]
 
 
 @contextmanager

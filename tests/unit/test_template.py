@@ -1,0 +1,101 @@
+"""What cfn-lint cannot know of the template: that parts of it agree with each other and with the code."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loradrop.profile import DEFAULT_ENGINE_VERSION, load_profile
+from tests.template import TEMPLATE, Intrinsic, statements_of
+
+PARAMETERS: dict[str, Any] = TEMPLATE["Parameters"]
+RESOURCES: dict[str, dict[str, Any]] = TEMPLATE["Resources"]
+FUNCTIONS = {name: resource for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"}
+CONTAINER: dict[str, Any] = RESOURCES["BaseComponent"]["Properties"]["Specification"]["Container"]
+# What https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html asks for; the local cloud delivers no logs.
+LOG_DELIVERY = {
+    "logs:CreateLogDelivery",
+    "logs:CreateLogStream",
+    "logs:GetLogDelivery",
+    "logs:UpdateLogDelivery",
+    "logs:DeleteLogDelivery",
+    "logs:ListLogDeliveries",
+    "logs:PutLogEvents",
+    "logs:PutResourcePolicy",
+    "logs:DescribeResourcePolicies",
+    "logs:DescribeLogGroups",
+}
+
+
+def test_container_and_validator_take_rank_from_one_parameter() -> None:
+    validator = FUNCTIONS["ValidateAdapterFunction"]["Properties"]["Environment"]["Variables"]
+    assert CONTAINER["Environment"]["OPTION_MAX_LORA_RANK"] == validator["MAX_LORA_RANK"]
+    assert validator["MAX_LORA_RANK"] == Intrinsic("Ref", "MaxLoraRank")
+
+
+def test_the_defaults_of_the_base_fit_each_other() -> None:
+    profile = load_profile(PARAMETERS["BaseProfile"]["Default"])
+    assert PARAMETERS["ModelId"]["Default"] in profile.base_model_names
+    assert PARAMETERS["MaxLoraRank"]["Default"] == profile.max_lora_rank
+    assert PARAMETERS["EngineVersion"]["Default"] == profile.engine_version == DEFAULT_ENGINE_VERSION
+    assert "lmi28" in str(CONTAINER["Image"])
+
+
+def test_nothing_of_the_base_is_made_beside_an_existing_one() -> None:
+    of_sagemaker = {name for name, one in RESOURCES.items() if one["Type"].startswith("AWS::SageMaker::")}
+    assert of_sagemaker == {"EndpointConfig", "Endpoint", "BaseComponent"}
+    assert all(RESOURCES[name]["Condition"] == "MakeBase" for name in of_sagemaker | {"EndpointExecutionRole"})
+
+
+def test_the_hub_token_is_referred_to_and_never_written() -> None:
+    token = CONTAINER["Environment"]["HF_TOKEN"]
+    assert token.name == "If"
+    assert token.value[1] == Intrinsic("Sub", "{{resolve:secretsmanager:${HubTokenSecretArn}}}")
+    assert "token" not in str([one["Properties"].get("Environment") for one in FUNCTIONS.values()]).lower()
+
+
+@pytest.mark.parametrize("name", ["UploadBucket", "ReleaseBucket"])
+def test_a_bucket_is_versioned_private_encrypted_and_forgets_old_versions(name: str) -> None:
+    bucket = RESOURCES[name]["Properties"]
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert len(bucket["PublicAccessBlockConfiguration"]) == 4
+    assert bucket["BucketEncryption"]
+    assert any("NoncurrentVersionExpiration" in rule for rule in bucket["LifecycleConfiguration"]["Rules"])
+    policy = RESOURCES[f"{name}Policy"]["Properties"]["PolicyDocument"]["Statement"]
+    assert any(one["Sid"] == "TlsOnly" and one["Effect"] == "Deny" for one in policy if isinstance(one, dict))
+
+
+def test_functions_share_runtime_code_and_build() -> None:
+    shared = TEMPLATE["Globals"]["Function"]
+    assert (shared["Runtime"], shared["Architectures"]) == ("python3.13", ["arm64"])
+    assert shared["CodeUri"] == "functions/"
+    for name, function in FUNCTIONS.items():
+        assert function["Metadata"] == {"BuildMethod": "python-uv"}, name
+        module = function["Properties"]["Handler"].partition(".")[0]
+        assert Path(f"functions/{module}.py").is_file()
+
+
+def test_the_state_machine_may_deliver_its_logs() -> None:
+    [deliver] = [one for one in statements_of("DeployAdapter") if one["Sid"] == "DeliverLogs"]
+    assert set(deliver["Action"]) == LOG_DELIVERY
+
+
+@pytest.mark.parametrize("role", [*FUNCTIONS, "DeployAdapter", "EndpointExecutionRole"])
+def test_a_statement_has_a_name_and_no_wildcard_action(role: str) -> None:
+    statements = statements_of(role)
+    assert statements
+    for one in statements:
+        assert one["Sid"]
+        actions = one["Action"] if isinstance(one["Action"], list) else [one["Action"]]
+        assert not any("*" in action for action in actions)
+
+
+def test_every_environment_of_samconfig_says_where_it_deploys() -> None:
+    config = tomllib.loads(Path("samconfig.toml").read_text())
+    names = {config[environment]["deploy"]["parameters"]["stack_name"] for environment in ("local", "dev", "prod")}
+    assert len(names) == 3
+    for environment in ("local", "dev", "prod"):
+        overrides = config[environment]["deploy"]["parameters"]["parameter_overrides"]
+        assert {pair.partition("=")[0] for pair in overrides.split()} <= PARAMETERS.keys()
