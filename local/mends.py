@@ -1,7 +1,7 @@
 """What MiniStack 1.5.33 does otherwise than AWS and this project needs done right: one function for each, with the reason.
 
-Each mend wraps a function of MiniStack's by name. tests/unit/hosting/test_mends.py fails when a name has gone or when MiniStack
-has learned to do it by itself; then the mend goes.
+Each mend wraps a function of MiniStack's by name: where a name has gone, the local cloud does not start. tests/local/test_mends.py
+shows what each is for, and tells when MiniStack does it by itself; then the mend goes.
 """
 
 import contextvars
@@ -222,7 +222,10 @@ def hide_missing_objects() -> None:
         method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any], request_id: str
     ) -> Any:
         answer = await dispatch(method, path, headers, body, query, request_id)
-        if not (_enforces_iam() and method == "GET" and answer[0] == 404 and b"<Code>NoSuch" in answer[2]):
+        is_missing = answer[0] == 404 and any(
+            code in answer[2] for code in (b"<Code>NoSuchKey<", b"<Code>NoSuchVersion<")
+        )
+        if not (_enforces_iam() and method == "GET" and is_missing):  # HEAD comes here as GET
             return answer
         bucket = path.lstrip("/").partition("/")[0]
         denied = iam_evaluator.enforce(
