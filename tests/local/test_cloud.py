@@ -64,6 +64,15 @@ class Endpoint:
         assert self.describe(name)["InferenceComponentStatus"] == "InService"
         return name
 
+    def delete(self) -> None:
+        """Other tests count what there is on the cloud that they share."""
+        hosted = self.sagemaker.list_inference_components(EndpointNameEquals=self.name, MaxResults=100)
+        names = [one["InferenceComponentName"] for one in hosted["InferenceComponents"]]
+        for name in (*(name for name in names if name != self.base), self.base):
+            self.sagemaker.delete_inference_component(InferenceComponentName=name)
+        self.sagemaker.delete_endpoint(EndpointName=self.name)
+        self.sagemaker.delete_endpoint_config(EndpointConfigName=self.name)
+
     def describe(self, name: str) -> dict[str, Any]:
         described: dict[str, Any] = self.sagemaker.describe_inference_component(InferenceComponentName=name)
         return described
@@ -75,8 +84,10 @@ def account(cloud: LocalCloud) -> Account:
 
 
 @pytest.fixture(scope="module")
-def endpoint(account: Account) -> Endpoint:
-    return Endpoint(account)
+def endpoint(account: Account) -> Iterator[Endpoint]:
+    made = Endpoint(account)
+    yield made
+    made.delete()
 
 
 @pytest.fixture
