@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import contextlib
-import json
+import errno
 import logging
 import os
 import shutil
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_PORT = 4566
+MAX_PORT = 65535
 DEFAULT_BASE = Path(".cache/tiny-llama")
 HOST = "127.0.0.1"
 REGION = "us-east-1"
@@ -30,11 +31,7 @@ def main() -> int:
     try:
         listener = _listen(options.port)
     except OSError as error:
-        print(
-            f"loradrop: cannot listen on {HOST}:{options.port}: {error.strerror}. Another local cloud, or another program, "
-            f"has this port. End it, or choose another port: python -m local --port {options.port + 1}",
-            file=sys.stderr,
-        )
+        print(f"loradrop: cannot listen on {HOST}:{options.port}: {error.strerror}. {_advice(error)}", file=sys.stderr)
         return 1
     if options.engine == "tiny" and not (options.base / "config.json").is_file():
         print(
@@ -57,11 +54,19 @@ def main() -> int:
     os._exit(0)
 
 
+def _advice(error: OSError) -> str:
+    """What to do about a port that is not to be had."""
+    choose = "choose another port, or any free one: python -m local --port 0"
+    if error.errno == errno.EADDRINUSE:
+        return f"Another local cloud, or another program, has this port. End it, or {choose}"
+    return choose.capitalize()
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m local", description="The local cloud: AWS, as far as the stack needs it."
     )
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 takes any free port (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes any free port (default: %(default)s)")
     parser.add_argument(
         "--engine", choices=("tiny", "stand-in"), default="tiny", help="what answers (default: %(default)s)"
     )
@@ -69,13 +74,35 @@ def _options() -> argparse.Namespace:
         "--base", type=Path, default=DEFAULT_BASE, help="the base model's folder (default: %(default)s)"
     )
     parser.add_argument("--auth", action=argparse.BooleanOptionalAction, default=True, help="enforce IAM")
-    parser.add_argument("--behaviour", type=json.loads, default={}, help="JSON, as PATCH /_loradrop/behaviour takes it")
+    parser.add_argument("--behaviour", type=_behaviour, default={}, help="JSON, as PATCH /_loradrop/behaviour takes it")
     parser.add_argument(
         "--wait-scale", type=float, default=1.0, help="factor on the state machine's waits (default: %(default)s)"
     )
-    parser.add_argument("--log-level", default="WARNING", help="of the services (default: %(default)s)")
+    parser.add_argument(
+        "--log-level",
+        choices=("DEBUG", "INFO", "WARNING", "ERROR"),
+        default="WARNING",
+        help="of the services (default: %(default)s)",
+    )
     parser.add_argument("--until-stdin-closes", action="store_true", help="end when the parent does")
     return parser.parse_args()
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= MAX_PORT):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; it must be a whole number from 0 to {MAX_PORT}")
+    return int(text)
+
+
+def _behaviour(text: str) -> dict[str, Any]:
+    from .hosting.behaviour import Behaviour, changes_in
+
+    try:
+        changes = changes_in(text)
+        Behaviour().changed(changes)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return changes
 
 
 def _listen(port: int) -> socket.socket:

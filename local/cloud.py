@@ -1,5 +1,6 @@
 """The local cloud as a context manager, for tests and the demo."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -119,7 +120,9 @@ class LocalCloud:
             while (left := deadline - time.monotonic()) > 0:
                 selector.select(left)
                 read = process.stdout.read()
-                if read == b"":
+                if read == b"":  # it has closed its output: it is ending
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(END_DEADLINE_SECONDS)
                     break
                 printed += read or b""
                 for line in printed.decode(errors="replace").splitlines():

@@ -101,7 +101,7 @@ def _delete_unless_gone(operation: str, parameters: Properties) -> None:
     try:
         _call("sagemaker", operation, parameters)
     except ValueError as error:
-        if "Could not find" not in str(error):
+        if not any(reason in str(error) for reason in ("Could not find", "DELETE_IN_PROGRESS")):
             raise
 
 

@@ -24,6 +24,7 @@ from ministack.services import sts
 from moto.core.botocore_stubber import BotocoreStubber
 
 from .hosting import CONTROL, hosting_backend
+from .hosting.behaviour import changes_in
 from .hosting.responses import invoke
 from .permissions import Permission, permissions_to_call, permissions_to_invoke
 
@@ -158,10 +159,10 @@ class Front:
     async def _behaviour(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, content = 200, CONTROL.behaviour.to_dict()
         if scope["method"] == "PATCH":
-            changes = _json_object(await ministack._read_request_body(receive, "PATCH", {}))
+            body = await ministack._read_request_body(receive, "PATCH", {})
             try:
-                content = CONTROL.change(**changes).to_dict()
-            except (ValueError, TypeError) as error:
+                content = CONTROL.change(**changes_in(body)).to_dict()
+            except ValueError as error:
                 status, content = 400, {"message": str(error)}
         elif scope["method"] != "GET":
             status, content = 405, {"message": f"{BEHAVIOUR_PATH} takes GET and PATCH"}

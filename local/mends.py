@@ -1,7 +1,7 @@
 """What MiniStack 1.5.33 does otherwise than AWS and this project needs done right: one function for each, with the reason.
 
-Each mend wraps a function of MiniStack's by name. tests/unit/hosting/test_mends.py fails when a name has gone or when MiniStack
-has learned to do it by itself; then the mend goes.
+Each mend wraps a function of MiniStack's by name: where a name has gone, the local cloud does not start. tests/local/test_mends.py
+shows what each is for, and tells when MiniStack does it by itself; then the mend goes.
 """
 
 import contextvars
@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import os
+from enum import Enum
 from typing import Any
 
 import yaml
@@ -17,6 +18,7 @@ from ministack.core import iam_actions, iam_evaluator, lambda_runtime, responses
 from ministack.services import eventbridge, lambda_svc, s3, stepfunctions
 from ministack.services.cloudformation import provisioners, stacks
 from moto.applicationautoscaling import models as moto_autoscaling
+from moto.applicationautoscaling import responses as moto_autoscaling_responses
 
 from . import cloudformation
 
@@ -171,17 +173,12 @@ def know_sagemaker_resources() -> None:
 
 
 def scale_inference_components() -> None:
-    """moto's list of what can be scaled is from before inference components."""
-    check = moto_autoscaling._target_params_are_valid
-
-    @functools.wraps(check)
-    def check_or_component(namespace: str, r_id: str, dimension: str) -> bool:
-        if (namespace, dimension) == ("sagemaker", "sagemaker:inference-component:DesiredCopyCount"):
-            return True
-        valid: bool = check(namespace, r_id, dimension)
-        return valid
-
-    moto_autoscaling._target_params_are_valid = check_or_component
+    """moto's list of what can be scaled, which its requests are held against, is from before inference components."""
+    known = {member.name: member.value for member in moto_autoscaling.ScalableDimensionValueSet}
+    known["SAGEMAKER_INFERENCE_COMPONENT"] = "sagemaker:inference-component:DesiredCopyCount"
+    extended = Enum("ScalableDimensionValueSet", known)  # type: ignore[misc]  # its members are moto's
+    moto_autoscaling.ScalableDimensionValueSet = extended
+    moto_autoscaling_responses.ScalableDimensionValueSet = extended
 
 
 # IAM
@@ -222,9 +219,9 @@ def hide_missing_objects() -> None:
         method: str, path: str, headers: dict[str, str], body: bytes, query: dict[str, Any], request_id: str
     ) -> Any:
         answer = await dispatch(method, path, headers, body, query, request_id)
-        if not (_enforces_iam() and method == "GET" and answer[0] == 404 and b"<Code>NoSuch" in answer[2]):
+        bucket, _, key = path.lstrip("/").partition("/")
+        if not (_enforces_iam() and answer[0] == 404 and _is_missing_object(method, bucket, key, answer[2])):
             return answer
-        bucket = path.lstrip("/").partition("/")[0]
         denied = iam_evaluator.enforce(
             router.extract_access_key_id(headers, query),
             "s3:ListBucket",
@@ -239,6 +236,13 @@ def hide_missing_objects() -> None:
         )
 
     app._dispatch_service_request = dispatch_hiding
+
+
+def _is_missing_object(method: str, bucket: str, key: str, content: bytes) -> bool:
+    """Whether this 404 is about an object: not a bucket, nor a policy or a tag set that is not there."""
+    if method == "HEAD":  # which has no content
+        return bool(key) and s3._ensure_bucket(bucket) is not None
+    return method == "GET" and any(code in content for code in (b"<Code>NoSuchKey<", b"<Code>NoSuchVersion<"))
 
 
 def _denial(role_arn: str, service: str, action: str, resource_arn: str) -> str | None:

@@ -1,5 +1,6 @@
 """Adapters for tests, built from the format itself: fast, and without torch."""
 
+import functools
 import gzip
 import io
 import json
@@ -60,6 +61,7 @@ def tarball(files: dict[str, bytes]) -> bytes:
     return gzip.compress(plain.getvalue(), compresslevel=1, mtime=0)
 
 
+@functools.cache
 def good_tarball(*, seed: int = 0, smoke: str | None = None) -> bytes:
     files = adapter_files(seed=seed)
     if smoke is not None:

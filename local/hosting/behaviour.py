@@ -1,11 +1,15 @@
 """How the emulated hosting behaves: the knobs that tests and demos turn, at start or while it runs."""
 
+import json
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
+
+INVOKE_ERROR_STATUSES = (400, 424, 429, 500, 503, 530)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,14 @@ class InvokeErrors:
     times: int
     status: int
     component: str = ""
+
+    def __post_init__(self) -> None:
+        _check("invoke_errors.times", self.times, "a whole number, 0 or more", _is_whole, lambda value: value >= 0)
+        statuses = ", ".join(map(str, INVOKE_ERROR_STATUSES))
+        _check(
+            "invoke_errors.status", self.status, f"one of {statuses}", _is_whole, lambda v: v in INVOKE_ERROR_STATUSES
+        )
+        _check("invoke_errors.component", self.component, "a part of a component's name", _is_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +74,7 @@ class Behaviour:
                 name,
                 getattr(self, name),
                 "the reason as a text, or null",
-                lambda value: isinstance(value, str),
+                _is_text,
                 optional=True,
             )
 
@@ -84,21 +96,29 @@ class Behaviour:
         return asdict(self)
 
 
-INVOKE_ERROR_STATUSES = (400, 424, 429, 500, 503, 530)
+def changes_in(text: str | bytes) -> dict[str, Any]:
+    """Settings as JSON, for `Behaviour.changed`. Raises ValueError, with a sentence."""
+    try:
+        changes = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"no JSON: {error}") from error
+    if isinstance(changes, dict):
+        return changes
+    raise ValueError('no object of settings, such as {"seconds_to_in_service": 2}')
 
 
 def _invoke_errors(errors: Mapping[str, Any]) -> InvokeErrors:
     if not {"times", "status"} <= set(errors) <= {"times", "status", "component"}:
         raise ValueError("invoke_errors takes times, status and, if wanted, component")
-    if errors["status"] not in INVOKE_ERROR_STATUSES:
-        raise ValueError(f"invoke_errors.status is {errors['status']}; it must be one of {INVOKE_ERROR_STATUSES}")
-    if not _is_whole(errors["times"]) or errors["times"] < 0:
-        raise ValueError(f"invoke_errors.times is {errors['times']}; it must be a whole number, 0 or more")
-    return InvokeErrors(errors["times"], errors["status"], str(errors.get("component", "")))
+    return InvokeErrors(**errors)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _is_whole(value: Any) -> bool:

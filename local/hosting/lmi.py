@@ -5,11 +5,13 @@ The schema is told by the key that is present, in LMI's order: `prompt` (OpenAI 
 the asynchronous vLLM handler names it `logprob`, and its finish_reason is vLLM's stop_reason, which is null unless a stop string was met.
 """
 
+import itertools
 import json
+import math
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -53,8 +55,7 @@ class _Call:
     streamed: bool
     details: bool = False
     return_full_text: bool = False
-    logprobs: int | None = None
-    request: Mapping[str, Any] = field(default_factory=dict)
+    logprobs: bool = False
 
 
 def answer(engine: Engine, adapter: str | None, body: bytes, handler: Handler, model: str = "lmi") -> Answer:
@@ -62,17 +63,17 @@ def answer(engine: Engine, adapter: str | None, body: bytes, handler: Handler, m
     request = _parsed(body)
     try:
         if "prompt" in request:
-            call = _openai_call(request, str(request["prompt"]), default_max_tokens=16)
+            call = _openai_call(request, _text(request, "prompt"), default_max_tokens=16)
             return _answer(engine, adapter, call, _completion(model), _completion_chunks(model))
         if "inputs" in request:
             call = _lmi_call(request, handler)
             return _answer(engine, adapter, call, _generated_text(handler), _generated_lines(handler))
         if "messages" in request:
-            prompt = engine.apply_chat_template(request["messages"])
+            prompt = engine.apply_chat_template(_messages(request))
             call = _openai_call(request, prompt, default_max_tokens=NO_LIMIT_TOKENS)
             return _answer(engine, adapter, call, _chat_completion(model), _chat_chunks(model))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ContainerError(400, json.dumps({"error": str(error), "code": 400})) from error
+    except (ValueError, TypeError) as error:
+        raise failure(str(error), 400) from error
     raise _refusal("invalid payload. must contain prompt, inputs, or messages")
 
 
@@ -87,40 +88,92 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _refusal(reason: str) -> ContainerError:
-    return ContainerError(424, json.dumps({"error": f"Input parsing failed: {reason}", "code": 424}))
+    return failure(f"Input parsing failed: {reason}", 424)
+
+
+def failure(reason: str, status: int) -> ContainerError:
+    """What the container answers where it has no result."""
+    return ContainerError(status, json.dumps({"error": reason, "code": status}))
+
+
+def _text(request: Mapping[str, Any], name: str) -> str:
+    value = request[name]
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, not {_kind(value)}")
+    return value
+
+
+def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
+    messages = request["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("messages must be a list of at least one message")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError(f"messages[{number}] must be an object whose role and content are texts")
+    return messages
+
+
+def _number(values: Mapping[str, Any], name: str, default: float) -> float:
+    value = default if values.get(name) is None else values[name]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {_kind(value)}")
+    return float(value)
+
+
+def _max_tokens(values: Mapping[str, Any], names: Sequence[str], default: int) -> int:
+    name = next((name for name in names if values.get(name) is not None), names[0])
+    count = _number(values, name, default)
+    if count < 1 or not count.is_integer():
+        raise ValueError(f"{name} must be a whole number of at least 1, got {values[name]}.")
+    return int(count)
+
+
+def _temperature(values: Mapping[str, Any], default: float) -> float:
+    temperature = _number(values, "temperature", default)
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be a number of at least 0, got {temperature}.")
+    return temperature
+
+
+def _logprobs(request: Mapping[str, Any]) -> bool:
+    """Chat says true or false, a completion how many alternatives it wants beside the chosen token: it gets none, but 0 is yes."""
+    wanted = request.get("logprobs")
+    return wanted if isinstance(wanted, bool) else wanted is not None and _number(request, "logprobs", 0) >= 0
+
+
+def _kind(value: Any) -> str:
+    return {dict: "an object", list: "a list", bool: "a boolean", str: "a text", type(None): "null"}.get(
+        type(value), "a number"
+    )
 
 
 def _lmi_call(request: Mapping[str, Any], handler: Handler) -> _Call:
     parameters = request.get("parameters") or {}
     if not isinstance(parameters, dict):
-        raise TypeError(f"parameters must be an object, not {type(parameters).__name__}")
+        raise TypeError(f"parameters must be an object, not {_kind(parameters)}")
     # vLLM samples unless it is told not to; the rolling-batch handlers are greedy unless they are told to sample.
     sampled = handler is Handler.ASYNC_VLLM or bool(parameters.get("do_sample"))
-    temperature = float(parameters.get("temperature", 1.0 if sampled else 0.0))
+    temperature = _temperature(parameters, 1.0 if sampled else 0.0)
     stop = parameters.get("stop") or (parameters.get("stop_sequences") if handler is Handler.ROLLING_BATCH else None)
     return _Call(
-        prompt=str(request["inputs"]),
-        max_new_tokens=int(parameters.get("max_new_tokens", 30)),
+        prompt=_text(request, "inputs"),
+        max_new_tokens=_max_tokens(parameters, ("max_new_tokens",), 30),
         temperature=0.0 if parameters.get("do_sample") is False else temperature,
         stop=_stops(stop),
         streamed=bool(request.get("stream", False)),
         details=bool(parameters.get("details", False)),
         return_full_text=bool(parameters.get("return_full_text", False)),
-        request=request,
     )
 
 
 def _openai_call(request: Mapping[str, Any], prompt: str, *, default_max_tokens: int) -> _Call:
-    wanted = request.get("logprobs")
     return _Call(
         prompt=prompt,
-        max_new_tokens=int(request.get("max_completion_tokens") or request.get("max_tokens") or default_max_tokens),
-        temperature=float(request.get("temperature", 1.0)),
+        max_new_tokens=_max_tokens(request, ("max_completion_tokens", "max_tokens"), default_max_tokens),
+        temperature=_temperature(request, 1.0),
         stop=_stops(request.get("stop")),
         streamed=bool(request.get("stream", False)),
-        # Chat says true or false, a completion says how many alternatives it wants beside the chosen token.
-        logprobs=None if wanted is None or wanted is False else int(wanted),
-        request=request,
+        logprobs=_logprobs(request),
     )
 
 
@@ -159,7 +212,10 @@ def _answer(engine: Engine, adapter: str | None, call: _Call, whole: Any, lines:
             temperature=call.temperature,
             stop=call.stop,
         )
-        return Answer(JSON_LINES, (_line(piece) for piece in lines(call, tokens)))
+        pieces = (_line(piece) for piece in lines(call, tokens))
+        # The first piece is made before the answer begins: what the engine refuses is an error, not a broken stream.
+        first = next(pieces, None)
+        return Answer(JSON_LINES, itertools.chain(() if first is None else (first,), pieces))
     made = engine.generate(
         call.prompt, adapter=adapter, max_new_tokens=call.max_new_tokens, temperature=call.temperature, stop=call.stop
     )
@@ -222,7 +278,7 @@ def _generated_lines(handler: Handler) -> Any:
 def _completion(model: str) -> Any:
     def whole(call: _Call, result: _Result) -> dict[str, Any]:
         logprobs = None
-        if call.logprobs is not None:
+        if call.logprobs:
             offsets, place = [], 0
             for token in result.tokens:
                 offsets.append(place)
@@ -250,7 +306,7 @@ def _completion_chunks(model: str) -> Any:
         envelope = _openai("cmpl", "text_completion", model, [])
         for count, (token, is_last) in enumerate(_with_last(tokens), start=1):
             reason = _stream_reason(count, call) if is_last else None
-            logprobs = None if call.logprobs is None else {"tokens": [token.text], "token_logprobs": [token.logprob]}
+            logprobs = {"tokens": [token.text], "token_logprobs": [token.logprob]} if call.logprobs else None
             choice = {"index": 0, "text": token.text, "logprobs": logprobs, "finish_reason": reason}
             yield envelope | {"choices": [choice]}
 

@@ -287,11 +287,13 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         component = self._component(request["InferenceComponentName"])
         with component.lock:
             self._check_idle(component)
-            if "Specification" in request:
-                if component.base_name is not None:
-                    self._check_artifact(request["Specification"])
-                component.specification = component.specification | request["Specification"]
+            specification = request.get("Specification", {})
+            if specification.get("BaseInferenceComponentName", component.base_name) != component.base_name:
+                raise ValidationException("BaseInferenceComponentName cannot be changed by an update.")
+            if component.base_name is not None and specification:
+                self._check_adapter_specification(specification)
             self._set_copy_count(component, request.get("RuntimeConfig"))
+            component.specification = component.specification | specification
             # Unregistered first and registered again after: nothing answers in between, as AWS's own logs show.
             self._unload(component)
             component.fails_with = CONTROL.behaviour.create_fails
@@ -313,7 +315,7 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         check_request("DeleteInferenceComponent", {"InferenceComponentName": name})
         with self._components_lock:
             component = self._component(name)
-            adapters = [other.name for other in self.inference_components.values() if other.base_name == name]
+            adapters = [other.name for other in self.list_inference_components() if other.base_name == name]
             if adapters:
                 raise ValidationException(
                     f'Cannot delete inference component "{component.arn}": it is a base inference component '
@@ -343,17 +345,17 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             raise ValidationException(f'Base inference component "{base.arn}" is {base.status}, not InService.')
         if "RuntimeConfig" in request:
             raise ValidationException("RuntimeConfig is not supported when BaseInferenceComponentName is specified.")
+        self._check_adapter_specification(specification)
+        return self._environment(base)
+
+    @staticmethod
+    def _check_adapter_specification(specification: dict[str, Any]) -> None:
         refused = [member for member in BASE_ONLY_MEMBERS if member in specification]
         if refused:
             raise ValidationException(
                 f"{', '.join(refused)} cannot be specified together with BaseInferenceComponentName: "
                 "an adapter takes them from its base inference component."
             )
-        self._check_artifact(specification)
-        return self._environment(base)
-
-    @staticmethod
-    def _check_artifact(specification: dict[str, Any]) -> None:
         container = specification.get("Container", {})
         if "ArtifactUrl" not in container:
             raise ValidationException("Container.ArtifactUrl is required when BaseInferenceComponentName is specified.")
@@ -425,7 +427,9 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             if time.monotonic() < component.settles_at:
                 return
             if component.status is ComponentStatus.DELETING:
-                self.inference_components.pop(component.name, None)
+                # Somebody who found it earlier may look late: its name may belong to another by now.
+                if self.inference_components.get(component.name) is component:
+                    del self.inference_components[component.name]
             elif component.status in (ComponentStatus.CREATING, ComponentStatus.UPDATING):
                 self._bring_up(component)
 
@@ -467,8 +471,10 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
 
     # Invocations
 
-    def invoke(self, endpoint_name: str, component_name: str | None, body: bytes) -> tuple[str, lmi.Answer]:
-        """The variant that answered, and its answer. Raises InvocationError."""
+    def invoke(
+        self, endpoint_name: str, component_name: str | None, body: bytes, *, streamed: bool = False
+    ) -> tuple[str, lmi.Answer]:
+        """The variant that answered, and its answer: as it is made if `streamed`, else whole. Raises InvocationError."""
         endpoint = self.endpoints.get(endpoint_name)
         if endpoint is None:
             raise _invalid(f"Endpoint {endpoint_name} of account {self.account_id} not found.")
@@ -489,7 +495,7 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         component = self._found(component_name)
         if component is None or component.endpoint_name != endpoint_name:
             raise _invalid(f"Inference Component {component_name} of account {self.account_id} not found.")
-        return component.variant_name, self._answer_of(component, body)
+        return component.variant_name, self._answer_of(component, body, streamed=streamed)
 
     def _answer_of_model(self, endpoint: FakeEndpoint, body: bytes) -> tuple[str, lmi.Answer]:
         variant: str = endpoint.production_variants[0]["VariantName"]
@@ -498,7 +504,7 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         except ContainerError as error:
             raise self._model_error(error, f"Endpoints/{endpoint.endpoint_name}") from error
 
-    def _answer_of(self, component: InferenceComponent, body: bytes) -> lmi.Answer:
+    def _answer_of(self, component: InferenceComponent, body: bytes, *, streamed: bool) -> lmi.Answer:
         fault = CONTROL.take_invoke_error(component.name)
         log_group = f"InferenceComponents/{component.base_name or component.name}"
         if fault is not None:
@@ -510,20 +516,20 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
                 if component.base_name is not None:
                     self._load(component)
             except AdapterNotLoadedError as error:
-                refusal = ContainerError(
-                    424, f'{{"error": "Failed to load the adapter {component.name}: {error}", "code": 424}}'
-                )
+                refusal = lmi.failure(f"Failed to load the adapter {component.name}: {error}", 424)
                 raise self._model_error(refusal, log_group) from error
             adapter = None if CONTROL.behaviour.adapters_ignored else component.slot
         base = self.inference_components.get(component.base_name) if component.base_name else component
         handler = lmi.Handler.of(self._environment(base) if base else {})
         try:
-            return lmi.answer(SERVING.engine(), adapter, body, handler, model=component.name if adapter else "lmi")
+            answer = lmi.answer(SERVING.engine(), adapter, body, handler, model=component.name if adapter else "lmi")
+            # The container may send pieces all the same: an invocation that is not streamed waits for the last.
+            return answer if streamed else lmi.Answer(answer.content_type, iter((b"".join(answer.chunks),)))
         except ContainerError as error:
             raise self._model_error(error, log_group) from error
         except LookupError as error:
-            # It was unloaded while this request waited for its turn: deleted, or updated in place.
-            raise self._model_error(ContainerError(424, f'{{"error": "{error}", "code": 424}}'), log_group) from error
+            # It was unloaded while this request waited or was answered: deleted, or updated in place.
+            raise self._model_error(lmi.failure(str(error), 424), log_group) from error
 
     def _injected(self, status: int, log_group: str) -> InvocationError:
         if status == 424:

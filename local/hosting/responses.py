@@ -150,7 +150,7 @@ def invoke(
     sent = {name.lower(): value for name, value in headers.items()}
     component_name = sent.get("x-amzn-sagemaker-inference-component")
     try:
-        variant, answer = backend.invoke(endpoint_name, component_name, body or b"")
+        variant, answer = backend.invoke(endpoint_name, component_name, body or b"", streamed=streamed)
     except InvocationError as error:
         content = json.dumps({"Message": error.message, **error.members}).encode()
         return error.status, {"Content-Type": "application/json", "x-amzn-ErrorType": error.code}, iter((content,))

@@ -97,7 +97,13 @@ class StandInEngine:
 
     def unload_adapter(self, name: str) -> None:
         with self._lock:
-            self._digests.pop(name)
+            self._weights(name)
+            del self._digests[name]
+
+    def _weights(self, name: str) -> bytes:
+        if name not in self._digests:
+            raise LookupError(f"no adapter named {name!r} is loaded")
+        return self._digests[name]
 
     def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
         return "".join(f"<{message['role']}>{message['content']}\n" for message in messages) + "<assistant>"
@@ -126,9 +132,10 @@ class StandInEngine:
         temperature: float,
         stop: Sequence[str] = (),
     ) -> Iterator[Token]:
-        weights = b"" if adapter is None else self._digests[adapter]
         text = ""
         for step in range(max_new_tokens):
+            # Looked up for every token: an adapter that is unloaded in the middle of its answer ends the answer.
+            weights = b"" if adapter is None else self._weights(adapter)
             drawn = hashlib.sha256(f"{prompt}\0{step}\0".encode() + weights).digest()
             # One token in 64 ends the text, so that long answers end for either reason.
             chosen = END_OF_TEXT if drawn[0] < 4 and step else int.from_bytes(drawn[1:5], "big") % len(WORDS)

@@ -1,5 +1,6 @@
 """AWS as moto emulates it, with the hosting emulator behind SageMaker, and the resources that the template makes."""
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,13 +54,15 @@ class Context:
 CONTEXT: Any = Context()
 
 
+# Making a client takes longer than most tests: one for all.
+client: Any = functools.cache(boto3.client)
+
+
 class Stack:
     """The resources of the template that handlers meet."""
 
     def __init__(self) -> None:
-        self.s3 = boto3.client("s3")
-        self.dynamodb = boto3.client("dynamodb")
-        self.sagemaker = boto3.client("sagemaker")
+        self.s3, self.dynamodb, self.sagemaker = client("s3"), client("dynamodb"), client("sagemaker")
         for bucket in ("uploads", "releases"):
             self.s3.create_bucket(Bucket=bucket)
             self.s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
@@ -128,9 +131,17 @@ class Stack:
         return [one["Key"] for one in self.s3.list_objects_v2(Bucket="releases").get("Contents", [])]
 
 
+# Starting moto takes as long, and it brings a new boto3 session each time.
+@pytest.fixture(scope="session")
+def aws() -> Iterator[Any]:
+    with mock_aws() as mocked:
+        yield mocked
+
+
 @pytest.fixture
-def stack() -> Iterator[Stack]:
-    with mock_aws(), hosting.behaving():
+def stack(aws: Any) -> Iterator[Stack]:
+    aws.reset()
+    with hosting.behaving():
         yield Stack()
 
 
