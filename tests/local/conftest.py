@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import boto3
 import pytest
 
 from local.cloud import LocalCloud
+from local.stack import STACK_NAME, DeployedStack
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOL_FOLDERS = [str(REPOSITORY / folder) for folder in (".venv/bin", ".tools/sam/bin", ".tools/aws/bin")]
-STACK_NAME = "loradrop-local"
 DEADLINE_SECONDS = 90.0
 Found = TypeVar("Found")
 
@@ -64,29 +63,16 @@ class Execution:
         return errors
 
 
-class Stack:
-    """What a person has after `sam deploy`: the outputs, and AWS's API."""
+class Stack(DeployedStack):
+    """And what tests ask of it."""
 
-    def __init__(self, cloud: LocalCloud, name: str) -> None:
-        self.cloud, self.name = cloud, name
-        self.session = boto3.Session(
-            aws_access_key_id="test", aws_secret_access_key="test", region_name=cloud.environment()["AWS_REGION"]
-        )
-        self.s3, self.states, self.sagemaker = self.client("s3"), self.client("stepfunctions"), self.client("sagemaker")
-        self.invoker, self.dynamodb, self.iam = (
-            self.client("sagemaker-runtime"),
-            self.client("dynamodb"),
-            self.client("iam"),
-        )
-        described = self.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
-        self.outputs = {one["OutputKey"]: one["OutputValue"] for one in described["Outputs"]}
+    def __init__(self, cloud: LocalCloud, name: str = STACK_NAME) -> None:
+        super().__init__(cloud, name)
+        self.s3, self.sagemaker = self.client("s3"), self.client("sagemaker")
+        self.dynamodb, self.iam = self.client("dynamodb"), self.client("iam")
         self.machine = self.outputs["StateMachineArn"]
         self.uploads, self.releases = self.outputs["UploadBucketName"], self.outputs["ReleaseBucketName"]
         self._inputs: dict[str, dict[str, Any]] = {}
-
-    def client(self, service: str) -> Any:
-        connect: Any = self.session.client
-        return connect(service, endpoint_url=self.cloud.endpoint_url)
 
     def upload(self, adapter: str, body: bytes) -> str:
         """Put a tarball where it is dropped; its version."""
@@ -141,14 +127,13 @@ class Stack:
             return described if described["status"] != "RUNNING" else None
 
         ended = eventually(look, f"the end of {arn}")
-        pages = self.states.get_paginator("get_execution_history").paginate(executionArn=arn)
         return Execution(
             arn=arn,
             status=ended["status"],
             error=ended.get("error"),
             cause=ended.get("cause") or "",
             output=json.loads(ended["output"]) if ended.get("output") else None,
-            events=[event for page in pages for event in page["events"]],
+            events=self.history(arn),
         )
 
     @contextmanager
@@ -196,15 +181,6 @@ class Stack:
         listed = self.s3.list_objects_v2(Bucket=self.releases, Prefix=f"releases/{adapter}/")
         return [one["Key"] for one in listed.get("Contents", [])]
 
-    def ask(self, component: str, prompt: str = "How are you?") -> str:
-        response = self.invoker.invoke_endpoint(
-            EndpointName=self.outputs["EndpointName"],
-            InferenceComponentName=component,
-            ContentType="application/json",
-            Body=json.dumps({"inputs": prompt, "parameters": {"max_new_tokens": 16, "temperature": 0}}),
-        )
-        return str(json.load(response["Body"])["generated_text"])
-
 
 def command(cloud: LocalCloud, *words: str) -> str:
     """Run a command of the README's as its reader does; what it printed."""
@@ -227,7 +203,7 @@ def cloud() -> Iterator[LocalCloud]:
 def deployed(cloud: LocalCloud) -> Stack:
     command(cloud, "sam", "build")
     command(cloud, "sam", "deploy", "--config-env", "local")
-    return Stack(cloud, STACK_NAME)
+    return Stack(cloud)
 
 
 @pytest.fixture

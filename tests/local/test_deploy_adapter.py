@@ -11,6 +11,8 @@ from tests.adapters import good_tarball, wrapped_tarball
 
 from .conftest import Stack, command, eventually
 
+QUESTION = "How are you?"
+
 CLAIMED = ["ReadUpload", "ClaimUpload", "IsNewestUpload"]
 VALIDATED = [*CLAIMED, "ValidateAdapter", "IsAdapterAccepted"]
 IN_SERVICE = [*VALIDATED, "CreateComponent", "WaitForInService", "IsComponentInService"]
@@ -31,7 +33,7 @@ def test_a_good_tarball_goes_live(stack: Stack) -> None:
     assert execution.output["outcome"] == "deployed"
     assert execution.output["component"] == component
     assert len(json.dumps(execution.output)) < 2_000
-    assert stack.ask(component) != stack.ask(stack.outputs["BaseComponentName"])
+    assert stack.ask(component, QUESTION) != stack.ask(stack.outputs["BaseComponentName"], QUESTION)
 
     report = stack.report("good")["newest"]
     assert report["outcome"] == "deployed"
@@ -119,7 +121,7 @@ def test_a_failed_update_leaves_what_was_live(stack: Stack) -> None:
     assert f"What was live stays live: component {live}" in execution.cause
     assert stack.live("kept") == live
     eventually(lambda: stack.components("kept") == {live: "InService"}, "the removal of the second component")
-    assert stack.ask(live) != stack.ask(stack.outputs["BaseComponentName"])
+    assert stack.ask(live, QUESTION) != stack.ask(stack.outputs["BaseComponentName"], QUESTION)
     report = stack.report("kept")
     assert [report["newest"]["outcome"], report["earlier"][0]["outcome"]] == ["failed", "deployed"]
 
@@ -185,7 +187,7 @@ def test_an_update_leaves_no_instant_without_an_answer(stack: Stack) -> None:
         while not done.is_set():
             component = stack.live("updated")
             try:
-                answers[f"{component}: {stack.ask(str(component))}"] += 1
+                answers[f"{component}: {stack.ask(str(component), QUESTION)}"] += 1
             except Exception as error:  # noqa: BLE001 - whatever a client sees counts
                 failures.append(f"{component}: {error}")
 
