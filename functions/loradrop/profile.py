@@ -32,6 +32,8 @@ _BLOCK_OF_MODULE: Mapping[str, str] = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"), "self_attn"),
     **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "down_proj"), "mlp"),
 }
+# What the path of a module that takes LoRA can be made of, beside layer numbers.
+MODULE_PATH_PARTS = ("model", "layers", "self_attn", "mlp", *_BLOCK_OF_MODULE, *_WITH_EMBEDDINGS)
 _MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
 _PROFILES = Path(__file__).parent / "profiles"
 
