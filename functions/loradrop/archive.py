@@ -19,7 +19,8 @@ BLOCK = 512
 _ZERO_BLOCK = bytes(BLOCK)
 _OCTAL = re.compile(rb" *([0-7]{1,12})[ \x00]*")
 _BLANK = re.compile(rb"[ \x00]*")
-_OTHER_NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148))  # where mode, uid, gid and mtime stand
+# Where mode, uid, gid, mtime and the two numbers of a device stand.
+_OTHER_NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
 # Keys of pax headers that say nothing about what is unpacked where.
 _PAX_IGNORED = re.compile(
@@ -241,7 +242,7 @@ def _next_header(source: ByteSource, *, is_first: bool) -> _Header | None:
         raise ArchiveError(ProblemCode.TAR_CORRUPT, "A header's size is no number, or below 0.")
     if not all(_is_number_or_blank(block[begin:end]) for begin, end in _OTHER_NUMBERS):
         # Python's tarfile takes such a header for the end of the archive.
-        raise ArchiveError(ProblemCode.TAR_CORRUPT, "A header's mode, owner or time is no number.")
+        raise ArchiveError(ProblemCode.TAR_CORRUPT, "A header's mode, owner, time or device is no number.")
     name = block[:100].partition(b"\0")[0]
     if block[257:263] != b"ustar\0":
         # GNU tar keeps other things there, Python's tarfile takes them for the beginning of the name.

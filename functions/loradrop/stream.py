@@ -103,18 +103,19 @@ def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item]:
 
     thread = threading.Thread(target=make, name="loradrop-read-ahead", daemon=True)
     thread.start()
+    item: Item | _End | None = None
     try:
         while not isinstance(item := made.get(), _End):
             yield item
-        if item.error is not None:
-            raise item.error
     finally:
         abandoned.set()
-        while thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                made.get(timeout=0.01)
+        while not isinstance(item, _End):  # one always comes, and there is room for it
+            item = made.get()
+        thread.join()
         if isinstance(items, Generator):
             items.close()
+    if item.error is not None:
+        raise item.error
 
 
 class _End:
