@@ -20,6 +20,7 @@ except ImportError:
 
 Item = TypeVar("Item")
 GZIP_MAGIC = b"\x1f\x8b"
+_HEAD_BYTES = 512  # enough to tell what a file is: tar's own mark stands at 257
 # RFC 1952, byte 3: a checksum of the header (which isal gets wrong in pieces, and old readers take for something else)
 # and what is reserved (which zlib refuses, isal does not). No program that packs files sets them.
 _GZIP_FLAGS_REFUSED = 0xE2
@@ -171,7 +172,9 @@ class Unpacked:
 
     def _inflate(self, compressed: Generator[bytes]) -> Iterator[bytes]:
         with contextlib.closing(compressed):
-            head = next(compressed, b"")
+            head = b""
+            while len(head) < _HEAD_BYTES and (chunk := next(compressed, b"")):
+                head += chunk
             _refuse_what_is_not_gzip(head)
             decompressor = fastest_zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
             yield from self._inflate_chunk(decompressor, head)
