@@ -6,7 +6,7 @@ An input is kept, to be mutated further, when it makes the judge say something t
 every input: no exception, no thread left, a bounded and printable report, an answer within SLOW_SECONDS. On every
 accepted one: Python's tarfile, Python's json and the safetensors library read the same out of it as the judge does. On
 every safetensors header: the library accepts what the judge's reader accepts, and means the same by it. `--corpus`
-writes the smallest input for each sentence that was said, for tests/unit/test_judge_properties.py.
+writes the smallest input for each list of codes that was given, for tests/unit/test_judge_properties.py.
 """
 
 import argparse
@@ -275,12 +275,10 @@ def _mine(weights: Weights) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (tensor.dtype, tensor.shape) for name, tensor in weights.tensors.items()}
 
 
-def said(report: Report) -> list[str]:
+def said(report: Report) -> str:
     """The sentences of a report, without what is told of the input in them."""
-    return [
-        re.sub(r"[^A-Za-z ]+", "", re.sub(r'"[^"]*"|\S*[^A-Za-z ,.;:()]\S*', "", f"{one.code} {one.message[:80]}"))
-        for one in (*report.problems, *report.warnings)
-    ]
+    sentences = [f"{one.code} {one.message[:80]}" for one in (*report.problems, *report.warnings)]
+    return re.sub(r"[^A-Za-z \n]+", "", re.sub(r'"[^"]*"|\S*[^A-Za-z ,.;:()\n]\S*', "", "\n".join(sentences)))[:2000]
 
 
 @dataclass(slots=True)
@@ -288,7 +286,7 @@ class Fuzzer:
     chance: random.Random
     queues: dict[str, list[bytes]] = field(default_factory=dict)
     said: set[tuple[str, str]] = field(default_factory=set)
-    smallest: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # sentence → target, data
+    smallest: dict[tuple[str, str], bytes] = field(default_factory=dict)  # target, codes → data
     runs: Counter[str] = field(default_factory=Counter)
     findings: list[str] = field(default_factory=list)
     accepted: int = 0
@@ -320,22 +318,20 @@ class Fuzzer:
                 print(f"FINDING in {target}: {packed}\n{trace}", flush=True)
             return
         self.accepted += report.accepted
-        sentences = said(report)
-        kept = (target, "\n".join(sentences)[:2000])
+        kept = (target, said(report))
         if kept not in self.said:
             self.said.add(kept)
             self.queues[target].append(data)
-        for sentence in sentences:
-            if sentence not in self.smallest or len(data) < len(self.smallest[sentence][1]):
-                self.smallest[sentence] = (target, data)
+        answer = (target, " ".join(codes_of(report)))
+        if answer not in self.smallest or len(data) < len(self.smallest[answer]):
+            self.smallest[answer] = data
 
     def corpus(self) -> str:
-        """For each sentence that was ever said the smallest input, one JSON object a line: target, data, codes."""
-        lines = []
-        for target, data in sorted(set(self.smallest.values()), key=lambda one: (one[0], len(one[1]), one[1])):
-            codes = codes_of(check(TARGETS[target](data)))
-            lines.append({"target": target, "data": base64.b64encode(data).decode(), "codes": codes})
-        return "".join(json.dumps(line) + "\n" for line in lines)
+        """The smallest input for each list of codes that was ever given, one JSON object a line."""
+        return "".join(
+            json.dumps({"target": target, "data": base64.b64encode(data).decode(), "codes": codes.split()}) + "\n"
+            for (target, codes), data in sorted(self.smallest.items())
+        )
 
 
 def codes_of(report: Report) -> list[str]:
@@ -357,7 +353,7 @@ def main() -> None:
     fuzzer = Fuzzer(random.Random(options.seed))
     fuzzer.run(60 * options.cpu_minutes)
     print(f"{time.process_time() / 60:.1f} CPU minutes, {fuzzer.runs.total()} inputs {dict(fuzzer.runs)}")
-    print(f"{len(fuzzer.said)} different answers, {len(fuzzer.smallest)} sentences, {fuzzer.accepted} accepted")
+    print(f"{len(fuzzer.said)} different answers, {len(fuzzer.smallest)} lists of codes, {fuzzer.accepted} accepted")
     print(f"{len(fuzzer.findings)} findings")
     if options.corpus is not None:
         options.corpus.write_bytes(lzma.compress(fuzzer.corpus().encode()))
