@@ -1,5 +1,6 @@
 """ValidateAdapter: one streamed read of one object version; accepted bytes go to the release store."""
 
+import contextlib
 import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,8 @@ def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
     upload = event["upload"]
     pinned: CopySourceTypeDef = {"Bucket": upload["bucket"], "Key": upload["key"], "VersionId": upload["version_id"]}
     try:
-        body = s3.get_object(**pinned)["Body"]
-        report = judge(body, profile)
+        with contextlib.closing(s3.get_object(**pinned)["Body"]) as body:
+            report = judge(body, profile)
     except ClientError as error:
         if error_code(error) not in _VANISHED:
             raise

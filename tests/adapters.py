@@ -72,3 +72,35 @@ def good_tarball(*, seed: int = 0, smoke: str | None = None) -> bytes:
 def wrapped_tarball() -> bytes:
     """Everything inside one folder: the commonest wrong structure."""
     return tarball({f"acme/{name}": data for name, data in adapter_files().items()})
+
+
+Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]  # name → (dtype, shape, data)
+
+
+def tensors_of(weights: bytes) -> Tensors:
+    """What a good safetensors file holds."""
+    start = 8 + int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8:start])
+    header.pop("__metadata__", None)
+    return {
+        name: (entry["dtype"], tuple(entry["shape"]), weights[start + entry["data_offsets"][0] :][: _length(entry)])
+        for name, entry in header.items()
+    }
+
+
+def _length(entry: dict[str, Any]) -> int:
+    begin, end = entry["data_offsets"]
+    return int(end - begin)
+
+
+def weights_file(tensors: Tensors) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = bytearray()
+    for name, (dtype, shape, values) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(values)]}
+        data += values
+    return safetensors_file(json.dumps(header).encode(), bytes(data))
+
+
+def safetensors_file(header: bytes, data: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(header)) + header + data

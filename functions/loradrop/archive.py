@@ -18,6 +18,9 @@ from loradrop.stream import GZIP_MAGIC, ArchiveError, ByteSource, what_is_it
 BLOCK = 512
 _ZERO_BLOCK = bytes(BLOCK)
 _OCTAL = re.compile(rb" *([0-7]{1,12})[ \x00]*")
+_BLANK = re.compile(rb"[ \x00]*")
+# Where mode, uid, gid, mtime and the two numbers of a device stand.
+_OTHER_NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
 # Keys of pax headers that say nothing about what is unpacked where.
 _PAX_IGNORED = re.compile(
@@ -82,6 +85,13 @@ class Member:
     body: Body
 
 
+@dataclass(frozen=True, slots=True)
+class _Header:
+    name: bytes
+    size: int
+    kind: bytes
+
+
 @dataclass(slots=True)
 class _Extensions:
     """What extended headers said about the member that follows them."""
@@ -91,54 +101,6 @@ class _Extensions:
     kinds: list[str] = field(default_factory=list)
 
 
-def read_members(source: ByteSource, policy: Policy, problems: Problems) -> Iterator[Member]:
-    """The members whose names are safe; the others become problems. A body that is not read is skipped.
-
-    Raises ArchiveError where nothing further can be understood.
-    """
-    names = Names(policy, problems)
-    extensions = _Extensions()
-    is_first = True
-    while True:
-        block = source.take(BLOCK)
-        if len(block) < BLOCK:
-            raise _not_a_tar(block) if is_first else _truncated()
-        if block == _ZERO_BLOCK:
-            if extensions.kinds:
-                raise _refused("An extended header is followed by no member.")
-            _refuse_hidden_data(source)
-            return
-        header = _read_header(block, is_first)
-        is_first = False
-        if header.kind in (b"x", b"g", b"L", b"K"):
-            _read_extension(header, source, policy, extensions)
-            continue
-        name = extensions.name if extensions.name is not None else header.name
-        if extensions.size not in (None, header.size):
-            raise _refused(f"A pax header gives a member {extensions.size} bytes, its own header {header.size}.")
-        extensions = _Extensions()
-        shown = name.decode("utf-8", "backslashreplace")
-        body = Body(source, header.size, shown)
-        if header.kind in (b"0", b"\0", b"5"):
-            is_folder = header.kind == b"5" or name.endswith(b"/")
-            if is_folder and header.size:
-                raise _refused(f"The folder {shown} has {header.size} bytes of its own.", place=shown)
-            normal = names.normalise(name, is_folder)
-            if normal is not None:
-                yield Member(normal, header.size, is_folder, body)
-        else:
-            what = _KINDS.get(header.kind, f"of the unknown type {header.kind!r}")
-            message = f"{shown} is {what}; only files and folders are allowed."
-            if header.size or header.kind not in (b"1", b"2", b"3", b"4", b"6"):
-                # Readers disagree about whether bytes follow such a header: nothing after it is certain.
-                raise ArchiveError(ProblemCode.MEMBER_TYPE_REFUSED, message, place=shown)
-            problems.add(ProblemCode.MEMBER_TYPE_REFUSED, message, place=shown)
-        body.skip()
-        padding = -header.size % BLOCK
-        if len(source.take(padding)) < padding:
-            raise _truncated()
-
-
 class Names:
     """Which names are safe, and not taken yet."""
 
@@ -146,17 +108,9 @@ class Names:
         self._policy = policy
         self._problems = problems
         self._taken: dict[str, bool] = {}  # folded name: whether it is a folder
-        self._count = 0
 
     def normalise(self, raw: bytes, is_folder: bool) -> str | None:
         """The name without ./ and trailing slash; None where it is refused or the root itself."""
-        self._count += 1
-        if self._count > self._policy.max_members:
-            raise ArchiveError(
-                ProblemCode.TOO_MANY_MEMBERS,
-                f"The archive has more than {self._policy.max_members} members; an adapter has three or so.",
-                command="loradrop package FOLDER -o adapter.tar.gz",
-            )
         shown = raw[: self._policy.max_name_bytes].decode("utf-8", "backslashreplace")
         try:
             name = _safe_name(raw, self._policy.max_name_bytes)
@@ -179,6 +133,66 @@ class Names:
             return None
         self._taken[folded] = is_folder
         return name
+
+
+def read_members(source: ByteSource, policy: Policy, problems: Problems) -> Iterator[Member]:
+    """The members whose names are safe; the others become problems. A body that is not read is skipped.
+
+    Raises ArchiveError where nothing further can be understood.
+    """
+    names = Names(policy, problems)
+    extensions = _Extensions()
+    header = _next_header(source, is_first=True)
+    count = 0
+    while header is not None:
+        if header.kind in (b"x", b"g", b"L", b"K"):
+            _read_extension(header, source, policy, extensions)
+        else:
+            count += 1
+            if count > policy.max_members:
+                raise ArchiveError(
+                    ProblemCode.TOO_MANY_MEMBERS,
+                    f"The archive has more than {policy.max_members} members; an adapter has three or so.",
+                    command="loradrop package FOLDER -o adapter.tar.gz",
+                )
+            if extensions.size not in (None, header.size):
+                raise _refused(f"A pax header gives a member {extensions.size} bytes, its own header {header.size}.")
+            name = header.name if extensions.name is None else extensions.name
+            extensions = _Extensions()
+            yield from _read_member(header, name, source, names, problems)
+        header = _next_header(source, is_first=False)
+    if extensions.kinds:
+        raise _refused("An extended header is followed by no member.")
+    _refuse_hidden_data(source)
+
+
+def _read_member(
+    header: _Header, name: bytes, source: ByteSource, names: Names, problems: Problems
+) -> Iterator[Member]:
+    """The member, if it is a file or a folder of a safe name; afterwards its body is read in any case."""
+    shown = name.decode("utf-8", "backslashreplace")
+    body = Body(source, header.size, shown)
+    if header.kind in (b"0", b"\0", b"5"):
+        is_folder = header.kind == b"5"
+        if not is_folder and name.endswith(b"/"):
+            # The oldest tars wrote folders so; some readers still take such a file for one.
+            raise _refused(f"The file {shown} is named like a folder.", place=shown)
+        if is_folder and header.size:
+            raise _refused(f"The folder {shown} has {header.size} bytes of its own.", place=shown)
+        normal = names.normalise(name, is_folder)
+        if normal is not None:
+            yield Member(normal, header.size, is_folder, body)
+    else:
+        what = _KINDS.get(header.kind, f"of the unknown type {header.kind!r}")
+        message = f"{shown} is {what}; only files and folders are allowed."
+        if header.size or header.kind not in (b"1", b"2", b"3", b"4", b"6"):
+            # Readers disagree about whether bytes follow such a header: nothing after it is certain.
+            raise ArchiveError(ProblemCode.MEMBER_TYPE_REFUSED, message, place=shown)
+        problems.add(ProblemCode.MEMBER_TYPE_REFUSED, message, place=shown)
+    body.skip()
+    padding = -header.size % BLOCK
+    if len(source.take(padding)) < padding:
+        raise _truncated()
 
 
 class _UnsafeNameError(ValueError):
@@ -209,14 +223,13 @@ def _safe_name(raw: bytes, max_bytes: int) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    name: bytes
-    size: int
-    kind: bytes
-
-
-def _read_header(block: bytes, is_first: bool) -> _Header:
+def _next_header(source: ByteSource, *, is_first: bool) -> _Header | None:
+    """None at the archive's end mark."""
+    block = source.take(BLOCK)
+    if len(block) < BLOCK:
+        raise _not_a_tar(block) if is_first else _truncated()
+    if block == _ZERO_BLOCK:
+        return None
     checksum = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if _octal(block[148:156]) != checksum:
         if is_first:
@@ -227,8 +240,15 @@ def _read_header(block: bytes, is_first: bool) -> _Header:
     size = _number(block[124:136])
     if size is None:
         raise ArchiveError(ProblemCode.TAR_CORRUPT, "A header's size is no number, or below 0.")
+    if not all(_is_number_or_blank(block[begin:end]) for begin, end in _OTHER_NUMBERS):
+        # Python's tarfile takes such a header for the end of the archive.
+        raise ArchiveError(ProblemCode.TAR_CORRUPT, "A header's mode, owner, time or device is no number.")
     name = block[:100].partition(b"\0")[0]
-    if block[257:263] == b"ustar\0":
+    if block[257:263] != b"ustar\0":
+        # GNU tar keeps other things there, Python's tarfile takes them for the beginning of the name.
+        if any(block[345:500]):
+            raise _refused("A header that is not of the ustar format has something where ustar keeps a path.")
+    else:
         if block[508:512] == b"tar\0":
             raise _refused("The archive is in star's own format, which other programs read differently.")
         prefix = block[345:500].partition(b"\0")[0]
@@ -239,6 +259,10 @@ def _read_header(block: bytes, is_first: bool) -> _Header:
 def _octal(text: bytes) -> int | None:
     match = _OCTAL.fullmatch(text)
     return None if match is None else int(match[1], 8)
+
+
+def _is_number_or_blank(text: bytes) -> bool:
+    return text[0] in (0x80, 0xFF) or bool(_OCTAL.fullmatch(text) or _BLANK.fullmatch(text))
 
 
 def _number(text: bytes) -> int | None:
@@ -252,11 +276,9 @@ def _read_extension(header: _Header, source: ByteSource, policy: Policy, extensi
         raise _refused(
             f"An extended header has {header.size} bytes; at most {policy.max_extended_header_bytes} are read."
         )
-    if len(extensions.kinds) >= policy.max_extended_headers_in_a_row:
-        raise _refused(f"More than {policy.max_extended_headers_in_a_row} extended headers follow one another.")
     kind = header.kind.decode()
-    if (kind != "g" and kind in extensions.kinds) or {kind, *extensions.kinds} >= {"x", "L"}:
-        raise _refused("Two extended headers name the same member.")
+    if kind in extensions.kinds or {kind, *extensions.kinds} >= {"x", "L"} or (kind == "g" and extensions.kinds):
+        raise _refused("Two extended headers speak of the same member.")
     extensions.kinds.append(kind)
     data = source.take(header.size + -header.size % BLOCK)
     if len(data) < header.size:

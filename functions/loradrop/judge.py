@@ -5,6 +5,7 @@ the second that the rest costs is less than another upload. Only where nothing f
 archive, a limit) it stops.
 """
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -24,7 +25,13 @@ ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, SMOKE_FILE)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 # What the container runs, installs or obeys when it finds it at the root.
 CODE_FILES = frozenset({"model.py", "requirements.txt", "serving.properties"})
-_PACKAGE = "loradrop package FOLDER -o adapter.tar.gz"
+# What `safe_serialization=False`, or an old PEFT, wrote.
+PICKLED_WEIGHTS = "adapter_model.bin"
+_CONVERT = (
+    'python -c "import torch, safetensors.torch as s; '
+    f"s.save_file(torch.load('unpacked/{PICKLED_WEIGHTS}', 'cpu', weights_only=True), 'unpacked/{WEIGHTS_FILE}')\""
+)
+_SAVE = "in Python: model.save_pretrained('FOLDER'); then: loradrop package FOLDER -o NEW.tar.gz"
 
 
 @dataclass(slots=True)
@@ -69,11 +76,15 @@ class _Hearing:
         for member in members:
             if member.is_folder:
                 continue
-            folder_name, _, name = member.name.rpartition("/")
-            folder = self._folder(folder_name)
-            if folder_name:
-                self._nested.append(member.name)
-            self._hear_file(member, name, folder)
+            if _is_of_macos(member.name):
+                self._problems.add_grouped(
+                    ProblemCode.MACOS_FILES,
+                    f"{member.name} was put in by macOS and is ignored; COPYFILE_DISABLE=1 before tar leaves it out.",
+                    place=member.name,
+                    command=_repack(),
+                )
+            else:
+                self._hear_file(member)
             member.body.skip()
             self._files.append(FileEntry(member.name, member.size, member.body.sha256))
 
@@ -85,27 +96,24 @@ class _Hearing:
             self._wrapping = (name, _Folder())
         return self._wrapping[1] if self._wrapping[0] == name else None
 
-    def _hear_file(self, member: Member, name: str, folder: _Folder | None) -> None:
-        if _is_of_macos(member.name):
-            self._problems.add_grouped(
-                ProblemCode.MACOS_FILES,
-                f"{member.name} was put in by macOS and is ignored; COPYFILE_DISABLE=1 before tar leaves it out.",
-                place=member.name,
-            )
-            return
+    def _hear_file(self, member: Member) -> None:
+        folder_name, _, name = member.name.rpartition("/")
+        folder = self._folder(folder_name)
+        if folder_name:
+            self._nested.append(member.name)
         if name.lower().endswith(PICKLE_SUFFIXES):
             self._problems.add(
                 ProblemCode.PICKLE_FILE,
                 f"{member.name} is a pickle: loading it runs code. Pack the adapter without it.",
                 place=member.name,
-                command=_PACKAGE,
+                command=None if name == PICKLED_WEIGHTS else _repack(folder_name),
             )
         if name.lower() in CODE_FILES:
             self._problems.add(
                 ProblemCode.CODE_FILE,
                 f"{member.name} would be run or obeyed by the container. Pack the adapter without it.",
                 place=member.name,
-                command=_PACKAGE,
+                command=_repack(folder_name),
             )
         if folder is None:
             return
@@ -139,10 +147,14 @@ class _Hearing:
             return ()
 
     def report(self, sha256: str | None) -> Report:
+        if self.is_cut_short:
+            sha256 = None  # how far the bytes were read ahead is chance
         folder = self._judged_folder()
         pairs: tuple[Pair, ...] = ()
         if folder.weights is not None:
             pairs = match_modules(folder.weights, folder.config, self._profile, folder.problems)
+            if folder.config is not None:
+                self._weigh_scalings(pairs, folder.config, folder.problems)
         errors = self._problems.errors() + folder.problems.errors()
         warnings = self._problems.warnings() + folder.problems.warnings()
         manifest = None
@@ -158,6 +170,16 @@ class _Hearing:
             profile=self._profile.name,
         )
 
+    def _weigh_scalings(self, pairs: tuple[Pair, ...], config: AdapterConfig, problems: Problems) -> None:
+        least, most = self._policy.usual_scaling
+        for scaling, count in scalings(pairs, config).items():
+            if not least <= scaling <= most:
+                problems.add_grouped(
+                    ProblemCode.SCALING_UNUSUAL,
+                    f"The update of {count} modules is scaled by {scaling:g}; people train with {least:g} to {most:g}.",
+                    place="lora_alpha",
+                )
+
     def _judged_folder(self) -> _Folder:
         """The folder that holds the adapter; what is wrong with where it lies becomes a problem."""
         adapter_names = {CONFIG_FILE, WEIGHTS_FILE}
@@ -168,16 +190,16 @@ class _Hearing:
                     ProblemCode.WRAPPING_FOLDER,
                     f"The adapter lies inside the folder {name}; its files must lie at the root of the archive.",
                     place=name,
-                    command="mkdir unpacked && tar -xzf OLD.tar.gz -C unpacked && "
-                    f"loradrop package unpacked/{name} -o NEW.tar.gz",
+                    command=_repack(name),
                 )
                 self._add_missing_files(folder)
                 return folder
         for path in self._nested:
             self._problems.add_grouped(
                 ProblemCode.SUBFOLDER,
-                f"{path} lies in a folder; an adapter is flat. Pack its own files alone: {_PACKAGE}",
+                f"{path} lies in a folder; an adapter is flat. Pack its own files alone.",
                 place=path,
+                command=_repack(),
             )
         self._add_missing_files(self._root)
         return self._root
@@ -190,8 +212,15 @@ class _Hearing:
             (CONFIG_FILE, ProblemCode.CONFIG_FILE_MISSING),
             (WEIGHTS_FILE, ProblemCode.WEIGHTS_FILE_MISSING),
         ):
-            if name not in folder.names:
-                self._problems.add(code, f"The archive has no {name} at its root; it has {found}.", place=name)
+            if name in folder.names:
+                continue
+            is_pickled = name == WEIGHTS_FILE and PICKLED_WEIGHTS in folder.names
+            self._problems.add(
+                code,
+                f"The archive has no {name} at its root; it has {found}.",
+                place=name,
+                command=_repack(first=_CONVERT) if is_pickled else _SAVE,
+            )
 
     def _manifest(
         self, folder: _Folder, config: AdapterConfig, pairs: tuple[Pair, ...], sha256: str | None
@@ -215,6 +244,15 @@ class _Hearing:
             base_model=config.base_model,
             peft_version=config.peft_version,
         )
+
+
+def _repack(folder: str = "", first: str | None = None) -> str:
+    """The commands that make a good tarball of a bad one; `first` is done once it is unpacked."""
+    path = shlex.quote(f"unpacked/{folder}") if folder else "unpacked"
+    steps = ["mkdir unpacked", "tar -xzf OLD.tar.gz -C unpacked", f"loradrop package {path} -o NEW.tar.gz"]
+    if first is not None:
+        steps.insert(2, first)
+    return " && ".join(steps)
 
 
 def _is_of_macos(path: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loradrop.adapter_config import AdapterConfig
-from loradrop.problems import ProblemCode, Problems, shown
+from loradrop.problems import Consequence, ProblemCode, Problems, shown
 from loradrop.profile import EMBEDDING_MODULE, HEAD_MODULE, BaseProfile
 from loradrop.safetensors import CAST_DTYPES, NATIVE_DTYPES, Tensor, Weights
 
@@ -17,7 +17,7 @@ _SUFFIXES = (
     (".lora_embedding_B", "B", True),
 )
 # vLLM skips these two: PEFT saves them beside a LoRA of an embedding.
-_SKIPPED = (f"{EMBEDDING_MODULE}.base_layer.weight", f"{HEAD_MODULE}.base_layer.weight")
+_SKIPPED = (f".{EMBEDDING_MODULE}.base_layer.weight", f".{HEAD_MODULE}.base_layer.weight")
 _TELLING_MARKS = (
     ("lora_magnitude_vector", "it belongs to DoRA"),
     (".default", "the adapter's name is in it; save with save_pretrained, not with torch.save"),
@@ -63,6 +63,7 @@ def match_modules(
                 f"{shown(tensor.name)} holds NaN or infinity: the training diverged.",
                 place=tensor.name,
             )
+        _check_dtype(tensor, problems)
         if tensor.name.endswith(_SKIPPED):
             continue
         side, path, is_embedding = _split(tensor.name)
@@ -75,7 +76,6 @@ def match_modules(
                 place=tensor.name,
             )
             continue
-        _check_dtype(tensor, problems)
         found = _locate(path, tensor.name, profile, problems)
         if found is None:
             continue
@@ -161,10 +161,15 @@ def _check_shape(
     if fits and 0 not in tensor.shape:
         return
     wanted = f"[{', '.join('r' if dimension is None else str(dimension) for dimension in expected)}]"
+    # What is larger than the slot fails as it is copied; what is smaller is filled up with zeros in silence.
+    is_larger = is_two and any(
+        want is not None and have > want for want, have in zip(expected, tensor.shape, strict=True)
+    )
     problems.add_grouped(
         ProblemCode.SHAPE_MISMATCH,
         f"{shown(tensor.name)} is {shown(tensor.shape)}; {profile.name} at this rank needs {wanted}.",
         place=tensor.name,
+        consequence=Consequence.FAIL if is_larger or not is_two else Consequence.SILENT,
     )
 
 

@@ -24,13 +24,13 @@ class Policy:
     max_name_bytes: int = 255
     # A pax or GNU header holds one name and a few times; macOS adds extended attributes.
     max_extended_header_bytes: int = 64 * KIB
-    # One member needs one or two extended headers.
-    max_extended_headers_in_a_row: int = 4
 
     # The largest configurations in the wild list every module's full name: about 60 KB.
     max_config_bytes: int = 256 * KIB
-    # A configuration nests 3 deep, a safetensors header 3.
+    # A configuration nests 3 deep; Python's reader and that of safetensors stop far below this.
     max_json_depth: int = 32
+    # Tensors by name, their fields, the lists in them. Nested lists are what takes the most memory per byte of JSON.
+    max_header_depth: int = 3
     # A 126-layer model with all 7 modules has 1,764 tensors in 250 KB. Parsed JSON takes up to 25 times its bytes.
     max_header_bytes: int = 1 * MIB
     max_smoke_bytes: int = 64 * KIB

@@ -581,9 +581,14 @@ class Problem:
     count: int = 1
     examples: tuple[str, ...] = ()
     command: str | None = None  # the exact command that mends it, where there is one
+    consequence: Consequence = Consequence.NONE  # the code's own, or what this very case would have been
 
     def to_dict(self) -> dict[str, object]:
-        entry: dict[str, object] = {"code": self.code.value, "message": self.message}
+        entry: dict[str, object] = {
+            "code": self.code.value,
+            "message": self.message,
+            "consequence": self.consequence.value,
+        }
         if self.place is not None:
             entry["place"] = self.place
         if self.count > 1:
@@ -600,31 +605,55 @@ class Problems:
     def __init__(self) -> None:
         self._found: dict[tuple[ProblemCode, str | None], Problem] = {}
 
-    def add(self, code: ProblemCode, message: str, *, place: str | None = None, command: str | None = None) -> None:
+    def add(
+        self,
+        code: ProblemCode,
+        message: str,
+        *,
+        place: str | None = None,
+        command: str | None = None,
+        consequence: Consequence | None = None,
+    ) -> None:
         """A problem that stands on its own. Past MAX_PROBLEMS_PER_CODE the further ones are only counted."""
         of_code = [key for key in self._found if key[0] is code]
         key = (code, place)
         if key not in self._found and len(of_code) >= MAX_PROBLEMS_PER_CODE:
             key = of_code[-1]
-        self._record(key, message, place, command)
+        self._record(key, message, place, command, consequence or code.consequence)
 
-    def add_grouped(self, code: ProblemCode, message: str, *, place: str) -> None:
+    def add_grouped(
+        self,
+        code: ProblemCode,
+        message: str,
+        *,
+        place: str,
+        command: str | None = None,
+        consequence: Consequence | None = None,
+    ) -> None:
         """One of possibly thousands: the first says its message, the others are counted."""
-        self._record((code, None), message, place, None)
+        self._record((code, None), message, place, command, consequence or code.consequence)
 
     def _record(
-        self, key: tuple[ProblemCode, str | None], message: str, place: str | None, command: str | None
+        self,
+        key: tuple[ProblemCode, str | None],
+        message: str,
+        place: str | None,
+        command: str | None,
+        consequence: Consequence,
     ) -> None:
         place = None if place is None else shown_name(place)
         seen = self._found.get(key)
         if seen is None:
             first = () if place is None else (place,)
-            self._found[key] = Problem(key[0], clipped(message, MAX_MESSAGE_CHARACTERS), place, 1, first, command)
+            text = clipped(printable(clipped(message, MAX_MESSAGE_CHARACTERS)), MAX_MESSAGE_CHARACTERS)
+            self._found[key] = Problem(key[0], text, place, 1, first, command, consequence)
             return
         examples = seen.examples
         if place is not None and len(examples) < MAX_EXAMPLES and place not in examples:
             examples = (*examples, place)
-        self._found[key] = replace(seen, count=seen.count + 1, examples=examples)
+        if consequence is not Consequence.FAIL:  # one failure is enough to end the loading
+            consequence = seen.consequence
+        self._found[key] = replace(seen, count=seen.count + 1, examples=examples, consequence=consequence)
 
     def __contains__(self, code: ProblemCode) -> bool:
         return any(key[0] is code for key in self._found)
@@ -645,10 +674,14 @@ def clipped(text: str, max_characters: int) -> str:
     return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
+def printable(text: str) -> str:
+    """The text with all that a terminal might obey, or that cannot be encoded, written as JSON escapes."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
 def shown_name(name: str) -> str:
     """A name from the upload, safe to print: short, no control characters, no lone surrogates."""
-    short = clipped(name, MAX_SHOWN_CHARACTERS)
-    return short if short.isprintable() else json.dumps(short)[1:-1]
+    return printable(clipped(name, MAX_SHOWN_CHARACTERS))
 
 
 def shown(value: object) -> str:

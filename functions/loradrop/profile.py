@@ -32,7 +32,13 @@ _BLOCK_OF_MODULE: Mapping[str, str] = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"), "self_attn"),
     **dict.fromkeys(("gate_proj", "up_proj", "gate_up_proj", "down_proj"), "mlp"),
 }
+# What the path of a module that takes LoRA can be made of, beside layer numbers.
+MODULE_PATH_PARTS = ("model", "layers", "self_attn", "mlp", *_BLOCK_OF_MODULE, *_WITH_EMBEDDINGS)
 _MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size")
+# What the model's class in transformers assumes where a config.json leaves it out. The other classes divide the hidden
+# size by the heads; and have a number of key-value heads of their own, so that it has to be there.
+_DEFAULT_HEAD_DIMS: Mapping[str, int] = {"Gemma2ForCausalLM": 256, "Gemma3ForCausalLM": 256, "Qwen3ForCausalLM": 128}
+_KEY_VALUE_HEADS_AS_HEADS = ("LlamaForCausalLM", "Phi3ForCausalLM")
 _PROFILES = Path(__file__).parent / "profiles"
 
 
@@ -174,8 +180,8 @@ def profile_from_config(
         return value
 
     heads = dimension("num_attention_heads")
-    # Where a config.json leaves head_dim out, the model's class has a default: Gemma's is 256, the others divide.
-    default_head_dim = 256 if architecture.startswith("Gemma") else dimension("hidden_size") // heads
+    default_head_dim = _DEFAULT_HEAD_DIMS.get(architecture, dimension("hidden_size") // heads)
+    default_key_value_heads = heads if architecture in _KEY_VALUE_HEADS_AS_HEADS else None
     modules = LORA_MODULES_BY_ARCHITECTURE[architecture]
     if config.get("tie_word_embeddings"):
         # A tied head is the embedding itself: there is no module of its own to adapt.
@@ -188,7 +194,7 @@ def profile_from_config(
         intermediate_size=dimension("intermediate_size"),
         num_hidden_layers=dimension("num_hidden_layers"),
         num_attention_heads=heads,
-        num_key_value_heads=dimension("num_key_value_heads", heads),
+        num_key_value_heads=dimension("num_key_value_heads", default_key_value_heads),
         head_dim=dimension("head_dim", default_head_dim),
         vocab_size=dimension("vocab_size"),
         lora_modules=modules,

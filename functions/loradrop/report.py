@@ -2,13 +2,19 @@
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from loradrop.problems import Problem, clipped
+from loradrop.problems import Consequence, Problem, clipped
 from loradrop.smoke import SmokePrompt
 
 MAX_REPORT_BYTES = 32 * 1024
 MAX_SUMMARY_CHARACTERS = 4000
-MAX_LISTED_FILES = 40
+# Of files, and of different scalings.
+MAX_LISTED = 40
+_OTHERWISE = {
+    Consequence.FAIL: " Served, it would have failed.",
+    Consequence.SILENT: " Served, it would have been wrong in silence.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +43,10 @@ class Manifest:
     base_model: str | None
     peft_version: str | None
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         entry = asdict(self)
-        entry["files"] = entry["files"][:MAX_LISTED_FILES]
+        entry["files"] = list(entry["files"][:MAX_LISTED])
+        entry["scalings"] = entry["scalings"][:MAX_LISTED]
         entry["layers"] = layer_ranges(self.layers)
         return entry
 
@@ -58,17 +65,19 @@ class Report:
         """JSON-able, and at most MAX_REPORT_BYTES as JSON: what does not fit is counted in `left_out`."""
         problems = [problem.to_dict() for problem in self.problems]
         warnings = [problem.to_dict() for problem in self.warnings]
+        manifest = None if self.manifest is None else self.manifest.to_dict()
         report: dict[str, object] = {
             "accepted": self.accepted,
             "profile": self.profile,
             "sha256": self.sha256,
             "problems": problems,
             "warnings": warnings,
-            "manifest": None if self.manifest is None else self.manifest.to_dict(),
+            "manifest": manifest,
         }
+        files = [] if manifest is None else manifest["files"]
         left_out = 0
-        while len(json.dumps(report)) > MAX_REPORT_BYTES and (problems or warnings):
-            (warnings or problems).pop()
+        while len(json.dumps(report)) > MAX_REPORT_BYTES and (files or warnings or problems):
+            (files or warnings or problems).pop()
             left_out += 1
             report["left_out"] = left_out
         return report
@@ -80,7 +89,7 @@ class Report:
             manifest = self.manifest
             lines.append(
                 f"Accepted: rank {', '.join(map(str, manifest.ranks))}, scaling "
-                f"{', '.join(f'{scaling:g}' for scaling in manifest.scalings)}, {manifest.adapted_modules} modules, "
+                f"{', '.join(f'{scaling:g}' for scaling in manifest.scalings[:MAX_LISTED])}, {manifest.adapted_modules} modules, "
                 f"{manifest.parameters} parameters, {', '.join(manifest.dtypes)}."
             )
         elif self.problems:
@@ -94,7 +103,7 @@ class Report:
 def _line(problem: Problem) -> str:
     more = f" (and {problem.count - 1} more like it)" if problem.count > 1 else ""
     command = f" Mend it: {problem.command}" if problem.command else ""
-    return f"{problem.code}: {problem.message}{more}{command}"
+    return f"{problem.code}: {problem.message}{more}{_OTHERWISE.get(problem.consequence, '')}{command}"
 
 
 def layer_ranges(layers: tuple[int, ...]) -> str:

@@ -4,6 +4,7 @@ The format: a little-endian u64 N, then N bytes of JSON that name each tensor's 
 """
 
 import functools
+import math
 from dataclasses import dataclass, field
 
 from loradrop.archive import Body
@@ -31,17 +32,27 @@ class Float:
     suspects: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SmallFloat:
+    """A floating point type of one byte: which bytes are NaN or infinite, and which are 0 or -0."""
+
+    not_finite: bytes
+    zero: bytes
+    bytes_each: int = 1
+
+
 # bits of one element, and how to look at its values: None where the engine cannot use the type
-_DTYPES: dict[str, tuple[int, Float | None]] = {
-    "F64": (64, Float(8, 0x7FFF_FFFF_FFFF_FFFF, 0x47EF_F000_0000_0000, tuple(range(0x47, 0x80)))),
+_DTYPES: dict[str, tuple[int, Float | SmallFloat | None]] = {
+    # The engine casts by way of float32: what rounds to F32's limit there is infinite in the end.
+    "F64": (64, Float(8, 0x7FFF_FFFF_FFFF_FFFF, 0x47EF_EFFF_F000_0000, tuple(range(0x47, 0x80)))),
     "F32": (32, Float(4, 0x7FFF_FFFF, 0x7F7F_8000, (0x7F,))),
     "BF16": (16, Float(2, 0x7FFF, 0x7F80, (0x7F,))),
     "F16": (16, Float(2, 0x7FFF, 0x7C00, (0x7C, 0x7D, 0x7E, 0x7F))),
-    "F8_E5M2": (8, Float(1, 0x7F, 0x7C, (0x7C, 0x7D, 0x7E, 0x7F))),
-    "F8_E4M3": (8, Float(1, 0x7F, 0x7F, (0x7F,))),
-    "F8_E5M2FNUZ": (8, None),
-    "F8_E4M3FNUZ": (8, None),
-    "F8_E8M0": (8, None),
+    "F8_E5M2": (8, SmallFloat(b"\x7c\x7d\x7e\x7f\xfc\xfd\xfe\xff", b"\x00\x80")),
+    "F8_E4M3": (8, SmallFloat(b"\x7f\xff", b"\x00\x80")),
+    "F8_E5M2FNUZ": (8, SmallFloat(b"\x80", b"\x00")),
+    "F8_E4M3FNUZ": (8, SmallFloat(b"\x80", b"\x00")),
+    "F8_E8M0": (8, SmallFloat(b"\xff", b"")),  # powers of two: it has no zero
     **dict.fromkeys(("I64", "U64", "C64"), (64, None)),
     **dict.fromkeys(("I32", "U32"), (32, None)),
     **dict.fromkeys(("I16", "U16"), (16, None)),
@@ -63,10 +74,7 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        count = 1
-        for dimension in self.shape:
-            count *= dimension
-        return count
+        return math.prod(self.shape)
 
 
 @dataclass(slots=True)
@@ -121,7 +129,7 @@ def _read_header(data: bytes, policy: Policy, problems: Problems) -> Weights | N
         )
         return None
     try:
-        entries = parse_object(data, max_depth=policy.max_json_depth)
+        entries = parse_object(data, max_depth=policy.max_header_depth)
     except DuplicateKeyError as error:
         problems.add(
             ProblemCode.SAFETENSORS_DUPLICATE_KEY,
@@ -147,8 +155,8 @@ def _read_header(data: bytes, policy: Policy, problems: Problems) -> Weights | N
             place="__metadata__",
         )
     is_whole = True
-    for name, entry in entries.items():
-        tensor = _read_tensor(name, entry, problems)
+    for name in list(entries):
+        tensor = _read_tensor(name, entries.pop(name), problems)
         if tensor is None:
             is_whole = False
         else:
@@ -182,16 +190,33 @@ def _read_tensor(name: str, entry: object, problems: Problems) -> Tensor | None:
         )
         return None
     tensor = Tensor(name, dtype, tuple(shape), offsets[0], offsets[1])
-    bits = tensor.elements * _DTYPES[dtype][0]
+    bits = _bits(tensor)
+    if bits is None:
+        problems.add_grouped(
+            ProblemCode.SAFETENSORS_SIZE_MISMATCH,
+            f"{shown(name)} is {dtype} {shown(shape)}: more elements than 64 bits can count.",
+            place=name,
+        )
+        return None
     if bits != 8 * (tensor.end - tensor.begin):
         problems.add_grouped(
             ProblemCode.SAFETENSORS_SIZE_MISMATCH,
-            f"{shown(name)} is {dtype} {shown(shape)}, which is {bits / 8:.0f} bytes, and its data_offsets "
+            f"{shown(name)} is {dtype} {shown(shape)}, which is {bits / 8:.15g} bytes, and its data_offsets "
             f"{shown(offsets)} span {tensor.end - tensor.begin}.",
             place=name,
         )
         return None
     return tensor
+
+
+def _bits(tensor: Tensor) -> int | None:
+    """The length of the data; None where a product on the way there overflows 64 bits, as safetensors refuses it."""
+    bits = 1
+    for factor in (*tensor.shape, _DTYPES[tensor.dtype][0]):
+        bits *= factor
+        if bits > _MAX_U64:
+            return None
+    return bits
 
 
 def _is_sizes(value: object) -> bool:
@@ -249,8 +274,10 @@ def _look_at_values(weights: Weights, body: Body) -> None:
             weights.not_finite.add(tensor.name)
 
 
-def all_finite(values: bytes, layout: Float) -> bool:
+def all_finite(values: bytes, layout: Float | SmallFloat) -> bool:
     """Whether no element is NaN, infinite, or infinite once rounded to bfloat16."""
+    if isinstance(layout, SmallFloat):
+        return not any(byte in values for byte in layout.not_finite)
     if not values:
         return True
     top = values[layout.bytes_each - 1 :: layout.bytes_each]
@@ -264,8 +291,10 @@ def all_finite(values: bytes, layout: Float) -> bool:
     return carried & _repeated(sign, layout.bytes_each, count) == 0
 
 
-def all_zero(values: bytes, layout: Float) -> bool:
+def all_zero(values: bytes, layout: Float | SmallFloat) -> bool:
     """Whether every element is 0 or -0."""
+    if isinstance(layout, SmallFloat):
+        return not values.strip(layout.zero)
     if values.count(0) == len(values):
         return True
     count = len(values) // layout.bytes_each

@@ -19,8 +19,11 @@ except ImportError:
     fastest_zlib = zlib
 
 Item = TypeVar("Item")
-HEAD_BYTES = 512  # enough to tell what a file is: tar's own mark stands at 257
 GZIP_MAGIC = b"\x1f\x8b"
+_HEAD_BYTES = 512  # enough to tell what a file is: tar's own mark stands at 257
+# RFC 1952, byte 3: a checksum of the header (which isal gets wrong in pieces, and old readers take for something else)
+# and what is reserved (which zlib refuses, isal does not). No program that packs files sets them.
+_GZIP_FLAGS_REFUSED = 0xE2
 _MAGICS = (
     (b"PK\x03\x04", "a zip archive"),
     (b"PK\x05\x06", "an empty zip archive"),
@@ -101,18 +104,19 @@ def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item]:
 
     thread = threading.Thread(target=make, name="loradrop-read-ahead", daemon=True)
     thread.start()
+    item: Item | _End | None = None
     try:
         while not isinstance(item := made.get(), _End):
             yield item
-        if item.error is not None:
-            raise item.error
     finally:
         abandoned.set()
-        while thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                made.get(timeout=0.01)
+        while not isinstance(item, _End):  # one always comes, and there is room for it
+            item = made.get()
+        thread.join()
         if isinstance(items, Generator):
             items.close()
+    if item.error is not None:
+        raise item.error
 
 
 class _End:
@@ -126,7 +130,8 @@ class Unpacked:
         self._stream = stream
         self._policy = policy
         self._digest = hashlib.sha256()
-        self.compressed_bytes = 0
+        self.compressed_bytes = 0  # read so far, ahead of what is consumed
+        self._consumed_bytes = 0
         self.unpacked_bytes = 0
         self.read_to_end = False
         compressed = read_ahead(self._read(), policy.read_ahead)
@@ -145,7 +150,7 @@ class Unpacked:
         return self._digest.hexdigest() if self.read_to_end else None
 
     def _read(self) -> Iterator[bytes]:
-        while chunk := self._stream.read(self._policy.read_bytes):
+        while chunk := self._read_chunk():
             self.compressed_bytes += len(chunk)
             if self.compressed_bytes > self._policy.max_compressed_bytes:
                 raise ArchiveError(
@@ -156,10 +161,19 @@ class Unpacked:
             yield chunk
         self.read_to_end = True
 
+    def _read_chunk(self) -> bytes:
+        """Of `read_bytes` but at the end, however the stream cuts them: so the bytes alone decide what is reported."""
+        pieces = []
+        missing = self._policy.read_bytes
+        while missing > 0 and (piece := self._stream.read(missing)):
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces)
+
     def _inflate(self, compressed: Generator[bytes]) -> Iterator[bytes]:
         with contextlib.closing(compressed):
             head = b""
-            while len(head) < HEAD_BYTES and (chunk := next(compressed, b"")):
+            while len(head) < _HEAD_BYTES and (chunk := next(compressed, b"")):
                 head += chunk
             _refuse_what_is_not_gzip(head)
             decompressor = fastest_zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
@@ -177,6 +191,7 @@ class Unpacked:
 
     def _inflate_chunk(self, decompressor: Decompressor, data: bytes) -> Iterator[bytes]:
         policy = self._policy
+        self._consumed_bytes += len(data)
         while True:
             try:
                 piece = decompressor.decompress(data, policy.inflate_bytes)
@@ -192,7 +207,7 @@ class Unpacked:
                     ProblemCode.UNPACKED_TOO_LARGE,
                     f"The archive unpacks to more than the limit of {policy.max_unpacked_bytes} bytes.",
                 )
-            consumed = self.compressed_bytes - len(data)
+            consumed = self._consumed_bytes - len(data)
             if self.unpacked_bytes > max(policy.ratio_free_bytes, policy.max_ratio * consumed):
                 raise ArchiveError(
                     ProblemCode.COMPRESSION_RATIO_TOO_HIGH,
@@ -218,6 +233,12 @@ def _refuse_what_is_not_gzip(head: bytes) -> None:
             f"The upload is not gzip-compressed: it is {found or 'of a kind that cannot be told'}, whatever its name "
             "says. A gzip-compressed tar archive is needed.",
             command="tar -czf adapter.tar.gz -C FOLDER .",
+        )
+    if len(head) > 3 and head[3] & _GZIP_FLAGS_REFUSED:
+        raise ArchiveError(
+            ProblemCode.GZIP_CORRUPT,
+            f"The gzip header has the flags {head[3]:#04x}; no program that packs files sets them, and readers "
+            "understand them differently.",
         )
 
 

@@ -1,13 +1,19 @@
-"""JSON from strangers: bounded in depth, no key twice, no number that takes long to read."""
+"""JSON from strangers: bounded in depth, no key twice, no number that takes long to read, no half characters.
 
+What is taken here, Python's reader and the one of safetensors (serde_json) take as well, and understand alike.
+"""
+
+import functools
 import json
 import math
 import re
 from typing import NoReturn
 
 _MAX_DIGITS = 40
-# Strings as a whole, so that brackets inside them do not count.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+# Strings as a whole, so that brackets inside them do not count. One that never ends matches to the end of the text,
+# and nothing is given back (*+): else every quote of it would be tried as a beginning, in quadratic time.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonError(ValueError):
@@ -20,8 +26,14 @@ class DuplicateKeyError(JsonError):
         self.key = key
 
 
-def parse_object(data: bytes, *, max_depth: int, constants: bool = False) -> dict[str, object]:
-    """The JSON object that `data` is. `constants` allows NaN and Infinity, as Python's own reader does."""
+def parse_object(
+    data: bytes, *, max_depth: int, constants: bool = False, duplicates: list[str] | None = None
+) -> dict[str, object]:
+    """The JSON object that `data` is.
+
+    `constants` allows NaN and Infinity, as Python's own reader does. Keys that stand twice go to `duplicates`, where
+    the last value wins; without it they raise DuplicateKeyError. Raises JsonError for all else.
+    """
     if data.startswith(b"\xef\xbb\xbf"):
         raise JsonError("it starts with a byte order mark, which the engine's JSON reader refuses")
     try:
@@ -32,13 +44,15 @@ def parse_object(data: bytes, *, max_depth: int, constants: bool = False) -> dic
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_object_without_duplicates,
+            object_pairs_hook=functools.partial(_object, duplicates=duplicates),
             parse_int=_bounded_int,
             parse_float=_bounded_float,
             parse_constant=float if constants else _refuse_constant,
         )
     except json.JSONDecodeError as error:
         raise JsonError(f"{error.msg} (line {error.lineno}, column {error.colno})") from error
+    if _SURROGATE.search(text):
+        _refuse_half_characters(value)
     if not isinstance(value, dict):
         raise JsonError(f"it is {_KINDS.get(type(value), 'a value')}, and an object is needed")
     return value
@@ -59,21 +73,30 @@ def _refuse_depth(text: str, max_depth: int) -> None:
             depth -= 1
 
 
-def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _object(pairs: list[tuple[str, object]], duplicates: list[str] | None) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise DuplicateKeyError(key)
+                if duplicates is None:
+                    raise DuplicateKeyError(key)
+                duplicates.append(key)
             seen.add(key)
     return found
 
 
-def _bounded_int(digits: str) -> int:
+def _refuse_half_characters(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise JsonError("it has half of a surrogate pair, which is no character") from error
+
+
+def _bounded_int(digits: str) -> int | float:
     if len(digits) > _MAX_DIGITS:
         raise JsonError(f"it has a number of {len(digits)} digits")
-    return int(digits)
+    return -0.0 if digits == "-0" else int(digits)  # serde_json's -0 is no integer either
 
 
 def _bounded_float(digits: str) -> float:
