@@ -10,7 +10,7 @@ import os
 import stat
 import tarfile
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -126,8 +126,7 @@ def _judge_packed(
     advance: Advance,
     sink: BinaryIO | None = None,
 ) -> Report:
-    with contextlib.closing(_gzipped(_tarred(entries, advance), compressor)) as pieces:
-        return judge(_Pieces(pieces, sink), profile)
+    return judge(_Pieces(_gzipped(_tarred(entries, advance), compressor), sink), profile)
 
 
 class _Pieces:
@@ -145,7 +144,7 @@ class _Pieces:
         return piece
 
 
-def _gzipped(pieces: Iterable[bytes], compressor: "zlib._Compress") -> Generator[bytes]:
+def _gzipped(pieces: Iterable[bytes], compressor: "zlib._Compress") -> Iterator[bytes]:
     checksum = length = 0
     yield _GZIP_HEADER
     for piece in pieces:

@@ -14,6 +14,7 @@ from loradrop.report import Manifest, Report, layer_ranges
 from .terminal import columns, megabytes, painted, safe
 
 _COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
+_UNPACK = "mkdir unpacked && tar -xzf OLD.tar.gz -C unpacked && "
 _DOCUMENT_HEAD = """\
 # Problem codes
 
@@ -68,9 +69,20 @@ def _problem_lines(code: ProblemCode, problems: Sequence[Problem], what: str) ->
         yield from _rows([("served", f"{code.consequence.value}.")])
     yield from _rows([("mend", code.mending)])
     for command in dict.fromkeys(problem.command for problem in problems if problem.command):
-        # The judge does not know what is called how here. In one line, to be copied.
-        placeholder = "FOLDER" if Path(what).is_dir() else "OLD.tar.gz"
-        yield " " * 11 + safe(command.replace(placeholder, shlex.quote(what)))
+        yield " " * 11 + safe(_command(command, Path(what)))  # in one line, to be copied
+
+
+def _command(command: str, path: Path) -> str:
+    """The judge's command for the adapter at `path`: it knows no names, and does not know that a folder is unpacked."""
+    given = str(path)
+    if path.is_file():
+        return command.replace("OLD.tar.gz", shlex.quote(given))
+    if not path.is_dir():
+        return command
+    if command.startswith(_UNPACK):
+        words = shlex.split(command.removeprefix(_UNPACK))
+        return " ".join(word if word == "&&" else shlex.quote(word.replace("unpacked", given)) for word in words)
+    return command.replace("FOLDER", shlex.quote(given))
 
 
 def _found(problem: Problem) -> str:

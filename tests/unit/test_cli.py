@@ -85,6 +85,12 @@ def test_a_rejected_tarball_exits_1_and_names_its_own_path_in_the_command(
     assert f"tar -xzf '{path}'" in shown
 
 
+def test_the_command_for_a_folder_unpacks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "it is", {f"acme/{name}": data for name, data in adapter_files().items()})
+    assert main(["validate", str(folder), *TINY]) == 1
+    assert f"\n           loradrop package '{folder}/acme' -o NEW.tar.gz\n" in capsys.readouterr().out
+
+
 def test_json_is_one_report_on_stdout(tmp_path: Path) -> None:
     path = tmp_path / "acme.tar.gz"
     path.write_bytes(tarball(adapter_files(use_dora=True)))
