@@ -257,20 +257,17 @@ def interpreter_environment(*, compiled: bool = True) -> dict[str, str]:
     return environment
 
 
-def import_milliseconds(code: str, repeat: int, *, compiled: bool = True) -> tuple[float, float]:
-    """(cumulative, own) of the last module that `code` imports, by -X importtime; the least of the tries."""
-    tries = []
-    for _ in range(repeat + 1):  # the first one writes the bytecode
-        done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-c", code],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=interpreter_environment(compiled=compiled),
-        )
-        own, cumulative = re.findall(r"import time:\s+(\d+) \|\s+(\d+) \|", done.stderr)[-1]
-        tries.append((int(cumulative) / 1000, int(own) / 1000))
-    return min(tries[1:])
+def import_milliseconds(module: str, *, compiled: bool) -> tuple[float, float]:
+    """(cumulative, own) of the module by -X importtime."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", f"import {module}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=interpreter_environment(compiled=compiled),
+    )
+    own, cumulative = re.findall(r"import time:\s+(\d+) \|\s+(\d+) \|", done.stderr)[-1]
+    return int(cumulative) / 1000, int(own) / 1000
 
 
 # The tables
@@ -347,9 +344,10 @@ def lambda_table(case: Case, best: dict[str, Measured]) -> list[str]:
 
 
 def import_table(repeat: int) -> list[str]:
-    alone, _ = import_milliseconds("import boto3", repeat)
-    handler, own = import_milliseconds("import validate_adapter", repeat)
-    raw_handler, raw_own = import_milliseconds("import validate_adapter", repeat, compiled=False)
+    tried = (("boto3", True), ("validate_adapter", True), ("validate_adapter", False))
+    turns = [[import_milliseconds(module, compiled=compiled) for module, compiled in tried] for _ in range(repeat + 1)]
+    # The first turn writes the bytecode.
+    (alone, _), (handler, own), (raw_handler, raw_own) = (min(tries) for tries in zip(*turns[1:], strict=True))
     rows = (
         ("`import boto3`", alone),
         ("`import validate_adapter`, its imports", handler - own),
@@ -400,7 +398,7 @@ def main() -> None:
     for case, best in results:
         print("\n".join(lambda_table(case, best)), end="\n\n")
     print("### Imports\n")
-    print("\n".join(import_table(max(10, arguments.repeat))))
+    print("\n".join(import_table(max(20, arguments.repeat))))
 
 
 if __name__ == "__main__":
