@@ -10,9 +10,9 @@ export SAM_CLI_TELEMETRY := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-PACKAGES := functions local training benchmarks tests/local
+PACKAGES := functions local training cli benchmarks tests/local
 
-.PHONY: help setup demo local local-env test lint unit local-tests clean
+.PHONY: help setup demo local local-env test lint unit local-tests docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -47,6 +47,9 @@ unit: setup ## Unit tests: no network, no local cloud
 local-tests: setup ## The stack, deployed by sam on the local cloud
 	@echo "== the stack on the local cloud"
 	$(BIN)/python -m pytest tests/local -q
+
+docs: ## Generate docs/problems.md
+	$(BIN)/python -m cli codes --markdown > docs/problems.md
 
 clean: ## Remove what was made: environments, caches, builds
 	rm -rf $(VENV) $(TOOLS) .cache .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis

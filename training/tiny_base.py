@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from training.corpus import Document, documents
+from .corpus import Document, documents
 
 ROOT = Path(__file__).parents[1]
 TINY_LLAMA_DIR = ROOT / ".cache" / "tiny-llama"

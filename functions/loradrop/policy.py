@@ -38,11 +38,11 @@ class Policy:
     # People train with alpha from r/2 to 4r; rsLoRA at r=64, alpha=128 makes 16.
     usual_scaling: tuple[float, float] = (0.05, 64.0)
 
-    # Bytes asked of the stream at once, and of the decompressor at once: large enough that Python's own cost vanishes,
-    # small enough that the pipeline's buffers stay within a few MiB.
-    read_bytes: int = 256 * KIB
-    inflate_bytes: int = 1 * MIB
-    read_ahead: int = 4
+    # Bytes asked of the stream at once, and of the decompressor at once: large enough that Python's own cost and the
+    # changes between threads vanish, small enough that the pipeline holds about 8 MiB.
+    read_bytes: int = 1 * MIB
+    inflate_bytes: int = 512 * KIB
+    read_ahead: int = 2
     inflate_ahead: int = 4
 
 

@@ -63,6 +63,16 @@ class BaseProfile:
     base_model_names: tuple[str, ...] = ()  # what adapters for this base carry as base_model_name_or_path
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise ProfileError(f"{field.name} is {value!r}; it must be a whole number of at least 1.")
+            if field.type is str and not isinstance(value, str):
+                raise ProfileError(f"{field.name} is {value!r}; it must be a text.")
+            if field.type == tuple[str, ...] and not (
+                isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+            ):
+                raise ProfileError(f"{field.name} is {value!r}; it must be a list of texts.")
         if self.max_lora_rank not in MAX_LORA_RANKS:
             raise ProfileError(
                 f"max_lora_rank is {self.max_lora_rank}; the engine knows only {', '.join(map(str, MAX_LORA_RANKS))}."
@@ -70,10 +80,6 @@ class BaseProfile:
         unknown = set(self.lora_modules) - set(_BLOCK_OF_MODULE) - set(_WITH_EMBEDDINGS)
         if unknown or not self.lora_modules:
             raise ProfileError(f"lora_modules has unknown modules: {', '.join(sorted(unknown)) or 'it is empty'}.")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or value < 1):
-                raise ProfileError(f"{field.name} is {value!r}; it must be a whole number of at least 1.")
         _ = self.engine  # refuses a version that is none
 
     @property
@@ -138,7 +144,7 @@ def load_profile(name_or_path: str | Path) -> BaseProfile:
             f"There is no profile {str(name_or_path)!r}: shipped are {known}; and no such file can be read "
             f"({error.strerror})."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProfileError(f"The profile {path} is not JSON: {error}.") from error
     if not isinstance(fields, dict):
         raise ProfileError(f"The profile {path} is not a JSON object.")
