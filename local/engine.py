@@ -250,7 +250,7 @@ class Engine:
         No other tensor may come any further: one that bears a name of the base, peft writes over the base's weights.
         """
         modules: dict[str, set[str]] = {}
-        for tensor_name, tensor in tensors.items():
+        for tensor_name, tensor in sorted(tensors.items()):  # of several faults always the same one is told
             match = LORA_TENSOR.fullmatch(tensor_name)
             if match is None:
                 raise AdapterLoadError(f"{WEIGHTS_FILE} holds the tensor {tensor_name!r}, which is no LoRA weight")

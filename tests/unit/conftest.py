@@ -4,6 +4,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 REGION = "us-east-1"
@@ -146,3 +147,14 @@ def stack(aws: Any) -> Iterator[Stack]:
 
 
 Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model as the tiny base is, but not trained: the tokenizer and the shapes are the real ones."""
+    from training.tiny_base import make_model, make_tokenizer  # torch takes seconds that few tests need
+
+    folder = tmp_path_factory.mktemp("random-llama")
+    make_model().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
