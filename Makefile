@@ -23,7 +23,7 @@ demo: setup ## Watch an adapter tarball become a live, proven component
 	@$(BIN)/python -m local.demo --port $(PORT)
 
 local: setup ## Start the local cloud and keep it running
-	@$(BIN)/python -m training.tiny_base
+	@$(BIN)/python -m training.sentiment
 	@$(BIN)/python -m local --port $(PORT)
 
 local-env: ## Print what a second shell needs: eval "$$(make -s local-env)"

@@ -1,0 +1,318 @@
+"""`make demo`: watch an adapter tarball become a live, proven component, and a wrong one be refused.
+
+Everything that is typed here can be typed by hand: the README's "By hand" has the same commands.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .cloud import REPOSITORY, LocalCloud
+from .stack import DeployedStack
+
+# A real create takes minutes; this is long enough to see the machine wait.
+SECONDS_TO_IN_SERVICE = 4.0
+EXECUTION_DEADLINE_SECONDS = 120.0
+POLL_SECONDS = 0.2
+SHOWN_SENTENCES = 6
+# The loop around WaitForInService, of which the view shows one line.
+LOOPED = ("IsComponentInService", "WaitForNextLook")
+
+console = Console(highlight=False)
+
+
+class DemoError(Exception):
+    """A step that did not work; the message says which and why."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--port", type=int, default=4566, help="of the local cloud (default: %(default)s)")
+    port = parser.parse_args().port
+    started = time.monotonic()
+    try:
+        _demo(port)
+    except DemoError as error:
+        console.print(f"[red]The demo ends here:[/red] {error}", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nInterrupted; the local cloud has been ended.")
+        return 130
+    console.print(f"\nThe demo took {time.monotonic() - started:.0f} s and has left nothing running.")
+    console.print(NEXT, soft_wrap=True)
+    return 0
+
+
+NEXT = """
+What to try next:
+  make local            the same cloud, kept running; the README's "By hand" goes on from there
+  make test             all that CI runs
+  README.md             deploying to AWS, invoking an adapter from Python"""
+
+
+def _demo(port: int) -> None:
+    _heading("A base, and an adapter that somebody trained")
+    adapter = _build_adapter()
+    _heading("The local cloud: MiniStack for AWS, with SageMaker hosting that really loads adapters")
+    with _local_cloud(port) as cloud:
+        shell = Shell(cloud)
+        _heading("The stack, deployed as on AWS")
+        shell.run_quietly("sam", "build")
+        shell.run_quietly("sam", "deploy", "--config-env", "local")
+        stack = Stack(cloud)
+
+        _heading("Drop a tarball")
+        execution = stack.execution_after(
+            lambda: shell.run("aws", "s3", "cp", "--no-progress", adapter, f"{stack.upload_uri}acme.tar.gz")
+        )
+        ended = _watch(stack, execution)
+        if ended.status != "SUCCEEDED":
+            raise DemoError(f"the adapter was not deployed: {ended.cause}")
+        console.print(f"   {ended.output['message']}", soft_wrap=True)
+
+        _heading("Ask the adapter and its base the same questions")
+        _compare(stack, component=ended.output["component"])
+
+        _heading("Drop a tarball with a wrong structure: everything inside one folder")
+        with tempfile.TemporaryDirectory(prefix="loradrop-demo-") as folder:
+            wrong = _wrap(adapter, Path(folder), shell)
+            execution = stack.execution_after(
+                lambda: shell.run("aws", "s3", "cp", "--no-progress", wrong, f"{stack.upload_uri}globex.tar.gz")
+            )
+            ended = _watch(stack, execution)
+        if ended.error != "AdapterRejected":
+            raise DemoError(f"the wrong tarball was not rejected: {ended.status} {ended.cause}")
+        console.print(f"   Its cause, as the console shows it:\n   [dim]{ended.cause}[/dim]", soft_wrap=True)
+        shell.run("aws", "s3", "ls", f"{stack.upload_uri.removesuffix('adapters/')}reports/")
+        console.print("   acme is still live: one adapter's mistake never touches another.")
+
+
+def _build_adapter() -> Path:
+    # Late: torch takes seconds to import.
+    with console.status("   importing torch, transformers and peft"):
+        from training.sentiment import sentiment_adapter
+    adapter: Path = sentiment_adapter()
+    size = adapter.stat().st_size / 1000
+    console.print(f"   {adapter.relative_to(REPOSITORY)}: tells positive from negative reviews, {size:,.0f} kB")
+    return adapter.relative_to(REPOSITORY)
+
+
+@contextmanager
+def _local_cloud(port: int) -> Iterator[LocalCloud]:
+    with tempfile.TemporaryFile() as log:
+        started = time.monotonic()
+        cloud = LocalCloud(port, "tiny", behaviour={"seconds_to_in_service": SECONDS_TO_IN_SERVICE}, log=log)
+        try:
+            with console.status("   starting"):
+                cloud.__enter__()
+        except RuntimeError as error:
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip()
+            raise DemoError(f"{said or error}\nWith another port: make demo PORT={port + 1}") from error
+        try:
+            console.print(f"   ready on {cloud.endpoint_url} after {time.monotonic() - started:.1f} s")
+            yield cloud
+        finally:
+            cloud.close()
+
+
+class Shell:
+    """Runs the commands that a person would type, and shows them."""
+
+    def __init__(self, cloud: LocalCloud) -> None:
+        self._environment = os.environ | cloud.environment()
+
+    def run(self, *words: str | Path, cwd: Path = REPOSITORY) -> None:
+        _show_command(words)
+        done = self._call(words, cwd)
+        for line in done.stdout.splitlines():
+            console.print(f"   {line}", style="dim", soft_wrap=True, markup=False)
+
+    def run_quietly(self, *words: str | Path) -> None:
+        """Of a command that says a lot: that it runs, and how long it took."""
+        started = time.monotonic()
+        with console.status(f"   $ {shlex.join(map(str, words))}"):
+            self._call(words, REPOSITORY)
+        _show_command(words, f"{time.monotonic() - started:.1f} s")
+
+    def _call(self, words: Sequence[str | Path], cwd: Path) -> "subprocess.CompletedProcess[str]":
+        program = shutil.which(str(words[0]), path=self._environment["PATH"])
+        if program is None:
+            raise DemoError(f"there is no {words[0]} on the PATH; run this by `make demo`")
+        done = subprocess.run(
+            [program, *words[1:]], cwd=cwd, env=self._environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise DemoError(f"{shlex.join(map(str, words))} failed:\n{done.stdout}\n{done.stderr}")
+        return done
+
+
+def _show_command(words: Sequence[str | Path], after: str = "") -> None:
+    console.print(Text.assemble(("   $ ", "dim"), shlex.join(map(str, words)), (f"   {after}", "dim")), soft_wrap=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A state that the execution entered; times are seconds since its start. `looks` counts a loop's rounds."""
+
+    state: str
+    entered: float
+    left: float | None
+    looks: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    status: str
+    error: str
+    cause: str
+    output: dict[str, Any]
+    steps: tuple[Step, ...]
+    seconds: float
+
+
+class Stack(DeployedStack):
+    @property
+    def upload_uri(self) -> str:
+        return self.outputs["UploadUri"]
+
+    def execution_after(self, act: Callable[[], None]) -> str:
+        """The execution that starts because of this."""
+        known = self._executions()
+        act()
+        deadline = time.monotonic() + EXECUTION_DEADLINE_SECONDS
+        while not (new := self._executions() - known):
+            if time.monotonic() > deadline:
+                raise DemoError("the upload started no execution")
+            time.sleep(POLL_SECONDS)
+        return new.pop()
+
+    def _executions(self) -> set[str]:
+        listed = self.states.list_executions(stateMachineArn=self.outputs["StateMachineArn"])
+        return {one["executionArn"] for one in listed["executions"]}
+
+    def look_at(self, execution: str) -> Execution:
+        described = self.states.describe_execution(executionArn=execution)
+        started = described["startDate"].timestamp()
+        ended = described["stopDate"].timestamp() if described["status"] != "RUNNING" else time.time()
+        steps: list[Step] = []
+        for event in self.history(execution):
+            at = event["timestamp"].timestamp() - started
+            if "stateEnteredEventDetails" in event:
+                name = event["stateEnteredEventDetails"]["name"]
+                if steps and name in LOOPED:
+                    continue
+                if steps and steps[-1].state == name:
+                    steps[-1] = replace(steps[-1], looks=steps[-1].looks + 1)
+                    continue
+                if steps:
+                    steps[-1] = replace(steps[-1], left=at)
+                steps.append(Step(name, at, None))
+        if steps and described["status"] != "RUNNING":
+            steps[-1] = replace(steps[-1], left=ended - started)
+        return Execution(
+            status=described["status"],
+            error=described.get("error", ""),
+            cause=described.get("cause", ""),
+            output=json.loads(described.get("output") or "{}"),
+            steps=tuple(steps),
+            seconds=ended - started,
+        )
+
+
+def _watch(stack: Stack, execution: str) -> Execution:
+    """Show the execution's states as they happen, until it ends; line by line where there is no terminal."""
+    deadline = time.monotonic() + EXECUTION_DEADLINE_SECONDS
+    shown = 0
+    now = stack.look_at(execution)
+    console.print(f"   DeployAdapter, execution {execution.rpartition(':')[2]}", soft_wrap=True)
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while True:
+            if console.is_terminal:
+                live.update(_picture(now), refresh=True)
+            else:
+                finished = [step for step in now.steps if step.left is not None]
+                for step in finished[shown:]:
+                    console.print(_line(step, now))
+                shown = len(finished)
+            if now.status != "RUNNING":
+                break
+            if time.monotonic() > deadline:
+                raise DemoError(f"the execution did not end within {EXECUTION_DEADLINE_SECONDS:.0f} s")
+            time.sleep(POLL_SECONDS)
+            now = stack.look_at(execution)
+    colour = "green" if now.status == "SUCCEEDED" else "red"
+    console.print(f"   [{colour}]{now.status}[/{colour}] after {now.seconds:.1f} s")
+    return now
+
+
+def _picture(execution: Execution) -> RenderableType:
+    return Group(*(_line(step, execution) for step in execution.steps))
+
+
+def _line(step: Step, execution: Execution) -> Text:
+    seconds = (execution.seconds if step.left is None else step.left) - step.entered
+    is_end = step is execution.steps[-1] and execution.status == "FAILED"
+    mark, style = ("▸", "cyan") if step.left is None else ("✗", "red") if is_end else ("✓", "green")
+    looks = f", {step.looks} looks" if step.looks > 1 else ""
+    return Text.assemble(
+        f"     {step.entered:5.1f} s  ", (f"{mark} {step.state:<22}", style), (f" {seconds:5.1f} s{looks}", "dim")
+    )
+
+
+def _compare(stack: Stack, component: str) -> None:
+    from training.sentiment import MAX_NEW_TOKENS, held_out_sentences, label_of, prompt_of
+
+    examples = held_out_sentences()
+    table = Table(box=None, padding=(0, 2, 0, 3))
+    for column in ("sentence", "truth", "base", "acme"):
+        table.add_column(column, overflow="fold")
+    right = {stack.outputs["BaseComponentName"]: 0, component: 0}
+    with console.status("") as status:
+        for number, example in enumerate(examples):
+            answers = {one: stack.ask(one, prompt_of(example.text), MAX_NEW_TOKENS) for one in right}
+            for one, answer in answers.items():
+                right[one] += label_of(answer) == example.label
+            if number < SHOWN_SENTENCES:
+                table.add_row(
+                    example.text, example.label, *(Text(answer.strip() or "(nothing)") for answer in answers.values())
+                )
+            status.update(f"   {number + 1} of {len(examples)} held-out sentences, asked twice")
+    console.print(table)
+    base, adapter = (f"{count / len(examples):.0%}" for count in right.values())
+    console.print(
+        f"   Right on {len(examples)} sentences that neither has seen: base {base}, acme [bold]{adapter}[/bold] (a coin: 50%)"
+    )
+
+
+def _wrap(adapter: Path, folder: Path, shell: Shell) -> Path:
+    """The same adapter as many people pack it: the folder, not what is in it."""
+    inner = folder / "globex"
+    inner.mkdir()
+    subprocess.run(["tar", "-xzf", REPOSITORY / adapter, "-C", inner], check=True)
+    shell.run("tar", "-czf", "globex.tar.gz", "globex", cwd=folder)
+    return folder / "globex.tar.gz"
+
+
+def _heading(text: str) -> None:
+    console.print(f"\n[bold]{text}[/bold]")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
