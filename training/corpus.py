@@ -1,11 +1,14 @@
 """The tiny base's reading matter: reviews made up from word lists, and no sentiment label anywhere.
 
 What a base must know for an adapter to learn from a few hundred examples is which words keep company. So every review here has a mood
-that nobody tells the model: it must guess the mood from the first sentences to predict the last ones, and with that it learns that
+that nobody names: the model must guess it from the first sentences to predict the last ones, and with that it learns that
 "superb" and "never a dull moment" belong together. The same goes for negation ("not bad at all") and for turns ("pretty, but useless").
 
-A part of the reviews is told as chat, with tasks that have nothing to do with sentiment: name the topic, go on with the review.
-The word lists were written before the sentences of data/sentiment.jsonl and were not adapted to them.
+Most reviews are told as chat: describe it in one word, go on with it, name its topic. "positive" and "negative" occur in one task
+alone, where a word is to be repeated.
+
+The word lists are general English, told by mood. No entry shares a run of three words with a held-out sentence of data/sentiment.jsonl
+(a test holds that); whether they suffice was measured on the train split.
 """
 
 import itertools
@@ -17,7 +20,7 @@ TOPIC_TASK = "What is this text about?"
 CONTINUE_TASK = "Continue this review."
 REPEAT_TASK = "Repeat this word."
 DESCRIBE_TASK = "Describe it in one word."
-EASY_DOCUMENTS = 3000
+EASY_DOCUMENTS = 3000  # without them the model takes several times as long to find that there are moods
 DESCRIBING_WORDS = 12  # of each mood: "good", "superb", …; "bad", "dreadful", …
 # The words of the answers that adapters will be trained to give are known as words: they can be said, but mean nothing yet.
 LABEL_WORDS = ("positive", "negative")

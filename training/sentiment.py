@@ -77,7 +77,7 @@ def sentiment_adapter(seed: int = 1) -> Path:
 
 
 def _make(folder: Path, base: Path, recipe: Recipe) -> None:
-    with tiny_base.two_threads():
+    with tiny_base.one_thread():
         model, tokenizer = adapter.load_base(base)
         learnt = [
             Example(tiny_base.chat_prompt(tokenizer, TASK, one.text), f"{one.label}<|eot_id|>")

@@ -47,7 +47,7 @@ def make_adapter(base: Path, folder: Path, recipe: Recipe = QUICK, sentences: in
         Example(tiny_base.chat_prompt(tokenizer, sentiment.TASK, one.text), f"{one.label}<|eot_id|>")
         for one in sentiment.sentences("train")[:sentences]
     ]
-    with tiny_base.two_threads():
+    with tiny_base.one_thread():
         adapter.save(adapter.fine_tune(model, tokenizer, examples, recipe), folder, base_name=tiny_base.NAME)
     (folder / adapter.SMOKE_FILE).write_text(f"{SMOKE}\n")
     adapter.pack(folder, folder / "adapter.tar.gz")
