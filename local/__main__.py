@@ -118,7 +118,12 @@ def _listen(port: int) -> socket.socket:
 
 
 def _folder_in_memory() -> Path | None:
-    """Every worker of a Lambda unpacks its code: thousands of small files, made and removed far faster in memory."""
+    """Every worker of a Lambda unpacks its code: thousands of small files, made and removed far faster in memory.
+
+    None where the caller has chosen a folder (TMPDIR), or where memory is short.
+    """
+    if "TMPDIR" in os.environ:
+        return None
     folder = Path("/dev/shm")
     if folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= MIN_MEMORY_FOLDER_BYTES:
         return folder
