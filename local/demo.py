@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,7 +99,8 @@ def _demo(port: int) -> None:
             ended = _watch(stack, execution)
         if ended.error != "AdapterRejected":
             raise DemoError(f"the wrong tarball was not rejected: {ended.status} {ended.cause}")
-        console.print(f"   Its cause, as the console shows it:\n   [dim]{ended.cause}[/dim]", soft_wrap=True)
+        console.print("   Its cause, as the console shows it:")
+        console.print(textwrap.indent(ended.cause, "   "), style="dim", soft_wrap=True, markup=False)
         shell.run("aws", "s3", "ls", f"{stack.upload_uri.removesuffix('adapters/')}reports/")
         console.print("   acme is still live: one adapter's mistake never touches another.")
 
@@ -109,7 +111,9 @@ def _build_adapter() -> Path:
         from training.sentiment import sentiment_adapter
     adapter: Path = sentiment_adapter()
     size = adapter.stat().st_size / 1000
-    console.print(f"   {adapter.relative_to(REPOSITORY)}: tells positive from negative reviews, {size:,.0f} kB")
+    console.print(
+        f"   {adapter.relative_to(REPOSITORY)}: tells positive from negative reviews, {size:,.0f} kB", soft_wrap=True
+    )
     return adapter.relative_to(REPOSITORY)
 
 
@@ -311,7 +315,7 @@ def _wrap(adapter: Path, folder: Path, shell: Shell) -> Path:
 
 
 def _heading(text: str) -> None:
-    console.print(f"\n[bold]{text}[/bold]")
+    console.print(f"\n[bold]{text}[/bold]", soft_wrap=True)
 
 
 if __name__ == "__main__":
