@@ -3,11 +3,20 @@
 import json
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.adapters import good_tarball, wrapped_tarball
+from tests.adapters import (
+    Tensors,
+    adapter_files,
+    good_tarball,
+    tarball,
+    tensors_of,
+    weights_file,
+    wrapped_tarball,
+)
 
 from .conftest import Stack, command, eventually
 
@@ -325,6 +334,53 @@ def test_a_bad_upload_is_refused_in_words(stack: Stack, adapter: str, body: byte
     assert words in execution.cause
     assert "Traceback" not in execution.cause
     assert stack.report(adapter)["newest"]["message"] == execution.cause
+    assert_nothing_is_left(stack, adapter)
+    assert stack.released(adapter) == []
+
+
+def _with_weights(change: Callable[[Tensors], Any]) -> bytes:
+    """A good adapter, but for what `change` does to its tensors."""
+    files = adapter_files(seed=45)
+    tensors = tensors_of(files["adapter_model.safetensors"])
+    change(tensors)
+    return tarball(files | {"adapter_model.safetensors": weights_file(tensors)})
+
+
+def _renamed(tensors: Tensors) -> None:
+    for name in [*tensors]:
+        tensors[name.replace("model.layers", "transformer.h")] = tensors.pop(name)
+
+
+def _zeroed(tensors: Tensors) -> None:
+    for name, (dtype, shape, data) in tensors.items():
+        if "lora_B" in name:
+            tensors[name] = (dtype, shape, bytes(len(data)))
+
+
+# One of each class: what is said of the archive, its structure, the config, the names, the shapes, the values, the prompts.
+@pytest.mark.parametrize(
+    ("code", "body"),
+    [
+        ("GZIP_TRUNCATED", lambda: good_tarball(seed=45)[:-2000]),
+        ("PICKLE_FILE", lambda: tarball(adapter_files(seed=45) | {"optimizer.pt": b"\x80\x04."})),
+        ("WEIGHTS_FILE_MISSING", lambda: tarball({"adapter_config.json": b"{}"})),
+        ("RANK_TOO_HIGH", lambda: tarball(adapter_files(seed=45, rank=32))),
+        ("DORA_UNSUPPORTED", lambda: tarball(adapter_files(seed=45, use_dora=True))),
+        ("MODULE_PATH_UNKNOWN", lambda: _with_weights(_renamed)),
+        ("LORA_PAIR_INCOMPLETE", lambda: _with_weights(lambda tensors: tensors.pop(next(iter(tensors))))),
+        ("SHAPE_MISMATCH", lambda: tarball(adapter_files(seed=45, r=8))),
+        ("NO_EFFECT", lambda: _with_weights(_zeroed)),
+        ("SMOKE_PROMPTS_INVALID", lambda: good_tarball(seed=45, smoke="{}\n")),
+    ],
+)
+def test_each_class_of_problem_is_told_by_its_code(stack: Stack, code: str, body: Callable[[], bytes]) -> None:
+    adapter = f"wrong.{code}"
+    execution = stack.drop(adapter, body())
+    assert execution.states == [*VALIDATED, "ReportRejection", "AdapterRejected"]
+    assert code in execution.cause
+    validation = stack.report(adapter)["newest"]["validation"]
+    assert code in {problem["code"] for problem in validation["problems"]}
+    assert all(problem["message"] for problem in validation["problems"])
     assert_nothing_is_left(stack, adapter)
     assert stack.released(adapter) == []
 
