@@ -13,7 +13,7 @@ import sys
 import tarfile
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -474,6 +474,15 @@ def test_closed_streams_are_no_error() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
 
 
+@pytest.fixture
+def heeding_ctrl_c() -> Iterator[None]:
+    """A shell starts what runs in the background with SIGINT ignored, and so it would stay for the commands started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_is_quiet_even_while_a_pipe_says_nothing() -> None:
     with subprocess.Popen(
         [*COMMAND, "validate", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
@@ -488,6 +497,7 @@ def test_ctrl_c_is_quiet_even_while_a_pipe_says_nothing() -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.usefixtures("heeding_ctrl_c")
 def test_ctrl_c_while_packaging_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     with (folder / "adapter_model.safetensors").open("r+b") as weights:
         weights.truncate(3_000_000_000)  # sparse: takes long to pack, and no room
