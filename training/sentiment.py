@@ -19,7 +19,7 @@ from .adapter import Recipe
 from .corpus import LABEL_WORDS
 from .examples import Example
 
-DATA_FILE = Path(__file__).parent / "data" / "sentiment.jsonl"
+DATA_DIR = Path(__file__).parent / "data"
 TASK = "Is this review positive or negative?"
 MAX_NEW_TOKENS = 6  # a label and the end of the turn are two to five
 SMOKE_SENTENCES_PER_LABEL = 2
@@ -36,8 +36,8 @@ class Sentence:
 
 def sentences(split: str) -> tuple[Sentence, ...]:
     """Those of the "train" split or of the "test" split."""
-    entries = map(json.loads, DATA_FILE.read_text().splitlines())
-    return tuple(Sentence(entry["text"], entry["label"]) for entry in entries if entry["split"] == split)
+    entries = map(json.loads, (DATA_DIR / f"sentiment-{split}.jsonl").read_text().splitlines())
+    return tuple(Sentence(entry["text"], entry["label"]) for entry in entries)
 
 
 def held_out_sentences() -> tuple[Sentence, ...]:
@@ -70,7 +70,7 @@ def sentiment_adapter(seed: int = 1) -> Path:
     """The tarball of the adapter; trains it first, and the base, where that has not been done yet."""
     base = tiny_base.tiny_base()
     recipe = dataclasses.replace(RECIPE, seed=seed)
-    sources = [DATA_FILE, *(Path(str(module.__file__)) for module in (adapter, examples))]
+    sources = [*DATA_DIR.glob("sentiment-*.jsonl"), *(Path(str(module.__file__)) for module in (adapter, examples))]
     digest = cache.digest_of([Path(__file__), *sources], ("peft",), tiny_base.digest(), repr(recipe))
     folder = cache.made_once(cache.CACHE_DIR / f"sentiment-{seed}", digest, lambda to: _make(to, base, recipe))
     return folder / "sentiment.tar.gz"

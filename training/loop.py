@@ -1,0 +1,373 @@
+"""The training loop: one adapter's parameters, on one device or several, from the first step or from a checkpoint.
+
+A loop of our own, and not transformers' Trainer: batches by length and the head for the answers' tokens alone are half of the
+time of a sentence-length data set (docs/benchmarks.md), and both lie below what Trainer lets one choose.
+"""
+
+import csv
+import math
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import distributed
+from tqdm import tqdm
+
+from .examples import Batch, TokenizedExample, answer_losses, grouped, padded
+from .recipe import Optimisation
+
+CHECKPOINT_FILE = "checkpoint.pt"
+LOG_FILE = "training_log.csv"
+_SECONDS_BETWEEN_LINES = 10.0
+
+Group = list[TokenizedExample]
+
+
+class TrainingError(Exception):
+    """Training that cannot go on; the message says what to change."""
+
+
+class InterruptedTraining(Exception):  # noqa: N818 - nothing went wrong
+    """Somebody asked to stop. What was learnt is in the checkpoint."""
+
+    def __init__(self, step: int, signal_number: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """One optimizer step, as the log has it. `tokens` and `seconds` are since the beginning, padding left out."""
+
+    step: int
+    epoch: float
+    loss: float  # nats per answer token
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+
+
+def processes() -> tuple[int, int]:
+    """(this one's number, how many); `accelerate launch` starts several, each with a device of its own."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return state.process_index, state.num_processes
+
+
+def steps_of(examples: Sequence[TokenizedExample], optimisation: Optimisation, count: int = 1) -> tuple[int, int]:
+    """(optimizer steps in all, steps in an epoch), for `count` processes."""
+    groups = grouped(examples, max_tokens=optimisation.batch_tokens, dice=random.Random(0))
+    in_epoch = math.ceil(len(groups) / (optimisation.accumulation * count))
+    return optimisation.steps or in_epoch * optimisation.epochs, in_epoch
+
+
+def schedule(examples: Sequence[TokenizedExample], optimisation: Optimisation, count: int) -> Iterator[list[Group]]:
+    """The batches of each optimizer step, of all processes together; a function of the recipe alone."""
+    total, _ = steps_of(examples, optimisation, count)
+    each = optimisation.accumulation * count
+    step = epoch = 0
+    while True:
+        groups = grouped(
+            examples, max_tokens=optimisation.batch_tokens, dice=random.Random(f"{optimisation.seed} {epoch}")
+        )
+        for first in range(0, len(groups), each):
+            if step == total:
+                return
+            yield groups[first : first + each]
+            step += 1
+        epoch += 1
+
+
+def learning_rate(step: int, total: int, optimisation: Optimisation) -> float:
+    """Of step 0 … total - 1."""
+    warmup = min(optimisation.warmup_steps, total // 2)
+    if step < warmup:
+        return optimisation.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    shares = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return optimisation.learning_rate * shares[optimisation.schedule]
+
+
+def train(
+    model: Any,
+    examples: Sequence[TokenizedExample],
+    optimisation: Optimisation,
+    *,
+    pad_id: int,
+    folder: Path,
+    made_from: str,
+) -> list[Logged]:
+    """Trains the adapter of a peft model in place; every step's figures, those before a resumed checkpoint too.
+
+    Goes on from the checkpoint in `folder` where there is one, which must be `made_from` the same; leaves one there.
+    Raises InterruptedTraining, TrainingError, and torch's out-of-memory errors as they come.
+    """
+    rank, count = processes()
+    total, in_epoch = steps_of(examples, optimisation, count)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = learning[0].device
+    optimizer = torch.optim.AdamW(learning, lr=0.0, weight_decay=optimisation.weight_decay, fused=True)
+    checkpoint = Checkpoint(folder / CHECKPOINT_FILE, model, optimizer, made_from)
+    done = checkpoint.load()
+    log = _Log(folder / LOG_FILE, done, is_written=rank == 0)
+    base = model.get_base_model()
+    computes = next(one.dtype for one in base.parameters() if one.is_floating_point() and not one.requires_grad)
+    autocast = torch.autocast(device.type, torch.bfloat16) if computes == torch.bfloat16 else nullcontext()
+    if optimisation.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with _stoppable() as stop, _Bar(total, done, is_shown=rank == 0) as bar, log:
+        for step, groups in enumerate(schedule(examples, optimisation, count)):
+            if step < done:
+                continue
+            # Dropout depends on the step alone: nothing of it needs to be kept for whoever resumes.
+            torch.manual_seed(hash((optimisation.seed, step, rank)) & 0x7FFF_FFFF)
+            rate = learning_rate(step, total, optimisation)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            answer_tokens = sum(one.answer_tokens for batch in groups for one in batch)
+            loss = torch.zeros((), device=device)
+            for batch in groups[rank::count]:
+                with autocast:
+                    share = answer_losses(base, to_device(padded(batch, pad_id), device)).sum() / answer_tokens
+                share.backward()  # type: ignore[no-untyped-call]
+                loss += share.detach()
+            if count > 1:
+                _add_up(learning, loss)
+            norm = torch.nn.utils.clip_grad_norm_(learning, optimisation.max_gradient_norm)
+            if not torch.isfinite(norm):
+                raise TrainingError(
+                    f"The loss or its gradient is not finite at step {step + 1}; lower optimisation.learning_rate (now {optimisation.learning_rate:g})."
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            entry = log.add(step + 1, (step + 1) / in_epoch, loss.item(), rate, norm.item(), _tokens(groups), device)
+            bar.show(entry)
+            is_due = (step + 1) % optimisation.checkpoint_steps == 0 or step + 1 == total
+            if (is_due or stop.signal_number) and rank == 0:
+                log.flush()
+                checkpoint.save(step + 1)
+            if stop.signal_number:
+                raise InterruptedTraining(step + 1, stop.signal_number)
+    if optimisation.gradient_checkpointing:
+        base.gradient_checkpointing_disable()
+    model.eval()
+    return log.entries
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return Batch(batch.input_ids.to(device), batch.labels.to(device), batch.tokens, batch.answer_tokens)
+
+
+def _tokens(groups: Sequence[Group]) -> int:
+    return sum(len(one.ids) for group in groups for one in group)
+
+
+def _add_up(learning: Sequence[torch.Tensor], loss: torch.Tensor) -> None:
+    """The gradients of all processes together. They are few: an adapter's; so no wrapper need overlap them with the work."""
+    for parameter in learning:
+        if parameter.grad is None:  # nothing was left for this process
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in learning if parameter.grad is not None] + [loss[None]])
+    distributed.all_reduce(flat)
+    at = 0
+    for parameter in learning:
+        assert parameter.grad is not None
+        parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
+        at += parameter.numel()
+    loss.copy_(flat[-1])
+
+
+class Checkpoint:
+    """The adapter, the optimizer and the step, in one file that is there whole or not at all."""
+
+    def __init__(self, file: Path, model: Any, optimizer: torch.optim.Optimizer, made_from: str) -> None:
+        self._file = file
+        self._parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        self._optimizer = optimizer
+        self._made_from = made_from
+
+    def save(self, step: int) -> None:
+        state = {
+            "step": step,
+            "made_from": self._made_from,
+            "adapter": {name: one.detach() for name, one in self._parameters.items()},
+            "optimizer": self._optimizer.state_dict(),
+        }
+        part = self._file.with_suffix(".part")
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._file)
+
+    def load(self) -> int:
+        """The step after which it was made; 0 where there is none. Raises TrainingError where it is of another training."""
+        if not self._file.exists():
+            return 0
+        try:
+            state = torch.load(self._file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises what it meets: pickle's, zip's, its own
+            raise TrainingError(f"{self._file} cannot be read ({error}); --force starts anew.") from error
+        if state["made_from"] != self._made_from:
+            raise TrainingError(
+                f"{self._file} was made by another recipe, other data or another base; --force starts anew."
+            )
+        with torch.no_grad():
+            for name, value in state["adapter"].items():
+                self._parameters[name].copy_(value)
+        self._optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+
+
+class _Log:
+    """The CSV log: a line for each step, also when somebody resumes."""
+
+    def __init__(self, file: Path, done: int, *, is_written: bool) -> None:
+        self.entries: list[Logged] = []
+        self._file = file
+        self._is_written = is_written
+        if done and file.exists():
+            with file.open(newline="") as lines:
+                self.entries = [_read_entry(row) for row in csv.DictReader(lines)][:done]
+        self._seconds_before = self.entries[-1].seconds if self.entries else 0.0
+        self._started = self._last = time.perf_counter()
+
+    def __enter__(self) -> "_Log":
+        if self._is_written:
+            self._lines = self._file.open("w", newline="")
+            self._writer = csv.DictWriter(self._lines, list(Logged.__slots__))
+            self._writer.writeheader()
+            self._writer.writerows(map(asdict, self.entries))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_written:
+            self._lines.close()
+
+    def add(
+        self, step: int, epoch: float, loss: float, rate: float, norm: float, tokens: int, device: torch.device
+    ) -> Logged:
+        now = time.perf_counter()
+        before = self.entries[-1].tokens if self.entries else 0
+        entry = Logged(
+            step=step,
+            epoch=round(epoch, 4),
+            loss=loss,
+            learning_rate=rate,
+            gradient_norm=norm,
+            tokens=before + tokens,
+            seconds=round(self._seconds_before + now - self._started, 3),
+            tokens_per_second=round(tokens / (now - self._last), 1),
+            peak_memory_bytes=peak_memory_bytes(device),
+        )
+        self._last = now
+        self.entries.append(entry)
+        if self._is_written:
+            self._writer.writerow(asdict(entry))
+        return entry
+
+    def flush(self) -> None:
+        self._lines.flush()
+
+
+def _read_entry(row: dict[str, str]) -> Logged:
+    whole = {"step", "tokens", "peak_memory_bytes"}
+    return Logged(**{name: int(text) if name in whole else float(text) for name, text in row.items()})  # type: ignore[arg-type]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The device's since the training began; on a CPU the process's since it began."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class _Bar:
+    """Loss, tokens per second and the time left: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, total: int, done: int, *, is_shown: bool) -> None:
+        self._total = total
+        self._done = done
+        self._is_shown = is_shown
+        is_terminal = is_shown and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total, initial=done, unit="step", desc="training", dynamic_ncols=True, disable=not is_terminal
+        )
+        self._has_lines = is_shown and not is_terminal
+        self._started = time.perf_counter()
+        self._next_line = self._started
+        self._smooth_loss = math.nan
+        self._speed = math.nan
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, entry: Logged) -> None:
+        if not self._is_shown:
+            return
+        self._smooth_loss = _smooth(self._smooth_loss, entry.loss)
+        self._speed = _smooth(self._speed, entry.tokens_per_second)
+        self._bar.set_postfix_str(f"loss {self._smooth_loss:.3f} nats, {self._speed:,.0f} tokens/s", refresh=False)
+        self._bar.update()
+        now = time.perf_counter()
+        if self._has_lines and (now >= self._next_line or entry.step == self._total):
+            self._next_line = now + _SECONDS_BETWEEN_LINES
+            left = (now - self._started) / (entry.step - self._done) * (self._total - entry.step)
+            print(
+                f"  step {entry.step:>5}/{self._total}  loss {self._smooth_loss:.3f} nats  {self._speed:>9,.0f} tokens/s"
+                f"  {now - self._started:4.0f} s elapsed, {left:3.0f} s left",
+                flush=True,
+            )
+
+
+def _smooth(before: float, now: float) -> float:
+    return now if math.isnan(before) else 0.9 * before + 0.1 * now
+
+
+class _Stop:
+    signal_number = 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[_Stop]:
+    """Ctrl-C, or the SIGTERM of a machine that is taken back, ends the training after the step that runs. A second one ends it at once."""
+    stop = _Stop()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.signal_number = number
+        signal.signal(number, before[signal.Signals(number)])
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, which alone may ask for signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
