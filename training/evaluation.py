@@ -1,0 +1,448 @@
+"""Whether an adapter is better than its base: figures from what both say to held-out questions, and the smoke prompts that prove it.
+
+Every figure is a share from 0 to 1 with a 95 % interval. For labels, by what is generated and by which label is likelier; for free
+text, exact match and chrF.
+"""
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sacrebleu.metrics import CHRF
+from scipy.stats import bootstrap
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from loradrop.smoke import MAX_NEW_TOKENS, MAX_SMOKE_BYTES, SmokePromptsInvalidError, parse_smoke_prompts
+
+GENERATION, LOG_LIKELIHOOD = "generation", "log-likelihood"
+RESAMPLES = 2000
+FEW_QUESTIONS = 30
+SMOKE_PROMPTS = 8  # each costs the stack three invocations before an adapter goes live
+# Nearer than this, a server's bfloat16 may turn a greedy answer: its log-probabilities are some hundredths of a nat off.
+SURE_NATS = 0.5
+EXPECT_CHARACTERS = 20  # a shorter start of an answer may be anyone's
+
+Numbers = NDArray[Any]
+# (truth (…, questions), said (…, questions)) -> (…)
+Statistic = Callable[[Numbers, Numbers], Numbers]
+
+
+class Verdict(StrEnum):
+    BETTER = "better"
+    NOT_SHOWN = "not shown to be better"
+    WORSE = "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a model is given, whole, with special tokens as text; and what it should say: a label, or the right text."""
+
+    prompt: str
+    truth: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question and what both said. `…_scores` are the labels' log-likelihoods, nats (labels,); empty for free text."""
+
+    question: Question
+    adapter: str
+    base: str
+    adapter_scores: tuple[float, ...] = ()
+    base_scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A share, 0 to 1, or a difference of two, -1 to 1; and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One figure of adapter and base on the same questions; `difference` is the adapter's less the base's, question by question."""
+
+    name: str
+    adapter: Estimate
+    base: Estimate
+    difference: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFigures:
+    """Of one label; shares from 0 to 1. `support` is how many held-out questions have it as their truth."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTable:
+    """`confusion` counts questions (labels of truth, labels said + 1): the last column is for answers that name no label."""
+
+    who: str  # "adapter" | "base"
+    by: str  # GENERATION | LOG_LIKELIHOOD
+    classes: tuple[ClassFigures, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The first of `measures` decides the verdict. `labels` and `tables` are empty for free text."""
+
+    verdict: Verdict
+    sentence: str
+    notes: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    tables: tuple[LabelTable, ...]
+    labels: tuple[str, ...]
+    commonest_label_share: float | None  # what is right by always saying the commonest label
+    max_new_tokens: int
+    seed: int
+    answered: tuple[Answered, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def is_right(self, answer: str, truth: str) -> bool:
+        return label_of(answer, self.labels) == truth if self.labels else normalised(answer) == normalised(truth)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    labels: Sequence[str] | None,
+    end_of_turn: str,
+    max_new_tokens: int,
+    batch_tokens: int,
+    seed: int,
+) -> Evaluation:
+    """Asks the adapter of a peft model and then its base, by the same prompts. Without `labels`, the truths are free text."""
+    from .answers import greedy_answers, log_likelihoods  # torch takes seconds that figures alone do not need
+
+    prompts = [one.prompt for one in questions]
+    offered = [f"{label}{end_of_turn}" for label in labels or ()]
+
+    def ask(who: str) -> tuple[list[str], NDArray[np.float64]]:
+        said = greedy_answers(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=batch_tokens,
+            doing=f"{who} answers",
+        )
+        if not offered:
+            return said, np.zeros((len(prompts), 0))
+        scores = log_likelihoods(
+            model, tokenizer, prompts, offered, batch_tokens=batch_tokens, doing=f"{who} weighs the labels"
+        )
+        if not np.isfinite(scores).all():
+            raise ValueError(
+                f"The {who}'s log-likelihoods are not numbers: its weights are broken, or training diverged."
+            )
+        return said, scores
+
+    adapter, adapter_scores = ask("adapter")
+    with model.disable_adapter():
+        base, base_scores = ask("base")
+    rows = zip(questions, adapter, base, adapter_scores.tolist(), base_scores.tolist(), strict=True)
+    answered = [Answered(one, said, other, tuple(mine), tuple(theirs)) for one, said, other, mine, theirs in rows]
+    return weigh(answered, labels=labels, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def weigh(answered: Sequence[Answered], *, labels: Sequence[str] | None, max_new_tokens: int, seed: int) -> Evaluation:
+    """The figures and the verdict. The same answers and seed give the same intervals."""
+    if not answered:
+        raise ValueError("Without held-out questions nothing can be said about an adapter.")
+    measures, tables = _of_labels(answered, labels, seed) if labels else (_of_texts(answered, seed), [])
+    verdict = _verdict(measures[0])
+    notes = []
+    if len(answered) < FEW_QUESTIONS:
+        notes.append(
+            f"Only {len(answered)} held-out questions: the intervals are wide, and may be too narrow still. "
+            f"Hold out {FEW_QUESTIONS} or more, better some hundreds."
+        )
+    for other in measures:
+        if other.name == f"accuracy by {LOG_LIKELIHOOD}" and _verdict(other) is not verdict:
+            notes.append(f"Where both may only choose among the labels: {_sentence(other, len(answered))}")
+    truths = Counter(one.question.truth for one in answered)
+    return Evaluation(
+        verdict=verdict,
+        sentence=_sentence(measures[0], len(answered)),
+        notes=tuple(notes),
+        measures=tuple(measures),
+        tables=tuple(tables),
+        labels=tuple(labels or ()),
+        commonest_label_share=max(truths.values()) / len(answered) if labels else None,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        answered=tuple(answered),
+    )
+
+
+def _verdict(measure: Measure) -> Verdict:
+    if measure.difference.low > 0:
+        return Verdict.BETTER
+    return Verdict.WORSE if measure.difference.high < 0 else Verdict.NOT_SHOWN
+
+
+def _sentence(measure: Measure, questions: int) -> str:
+    opening = {
+        Verdict.BETTER: "The adapter is better than the base",
+        Verdict.NOT_SHOWN: "The adapter is not shown to be better than the base",
+        Verdict.WORSE: "The adapter is not better than the base, it is worse",
+    }[_verdict(measure)]
+    difference = measure.difference
+    return (
+        f"{opening}: {measure.name} is {measure.adapter.value:.1%} with it and {measure.base.value:.1%} without, on "
+        f"{questions} held-out questions; the difference is {100 * difference.value:+.1f} points "
+        f"(95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f})."
+    )
+
+
+def label_of(answer: str, labels: Sequence[str]) -> str | None:
+    """The label that the answer names, None if it names none: nothing but the label counts, in any case, dotted or not."""
+    said = answer.strip()
+    if said in labels:
+        return said
+    named = [label for label in labels if _plain(label) == _plain(said) != ""]
+    return named[0] if len(named) == 1 else None
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".!").rstrip().casefold()
+
+
+def _of_labels(
+    answered: Sequence[Answered], labels: Sequence[str], seed: int
+) -> tuple[list[Measure], list[LabelTable]]:
+    number = {label: place for place, label in enumerate(labels)}
+    unknown = sorted({one.question.truth for one in answered} - number.keys())
+    if unknown:
+        raise ValueError(f"The held-out truth {unknown[0]!r} is none of the {len(labels)} labels.")
+    nothing = len(labels)
+    truth = np.array([number[one.question.truth] for one in answered])
+
+    def generated(answers: Sequence[str]) -> Numbers:
+        return np.array([nothing if (label := label_of(one, labels)) is None else number[label] for one in answers])
+
+    def likeliest(scores: Sequence[tuple[float, ...]]) -> Numbers:
+        return np.array(scores).argmax(axis=1)
+
+    said = {
+        GENERATION: (generated([one.adapter for one in answered]), generated([one.base for one in answered])),
+        LOG_LIKELIHOOD: (
+            likeliest([one.adapter_scores for one in answered]),
+            likeliest([one.base_scores for one in answered]),
+        ),
+    }
+    measures, tables = [], []
+    for by, (adapter, base) in said.items():
+        measures.append(_measure(f"accuracy by {by}", _accuracy, truth, adapter, base, seed))
+        measures.append(_measure(f"macro F1 by {by}", _macro_f1(len(labels)), truth, adapter, base, seed))
+        tables += [_table(who, by, labels, truth, one) for who, one in (("adapter", adapter), ("base", base))]
+    return measures, tables
+
+
+def _table(who: str, by: str, labels: Sequence[str], truth: Numbers, said: Numbers) -> LabelTable:
+    numbers = range(len(labels))
+    figures = precision_recall_fscore_support(truth, said, labels=list(numbers), zero_division=0.0)
+    counts = confusion_matrix(truth, said, labels=[*numbers, len(labels)])[:-1]  # (labels, labels + 1)
+    return LabelTable(
+        who=who,
+        by=by,
+        classes=tuple(
+            ClassFigures(label, float(precision), float(recall), float(f1), int(support))
+            for label, precision, recall, f1, support in zip(labels, *figures, strict=True)
+        ),
+        confusion=tuple(tuple(map(int, row)) for row in counts),
+    )
+
+
+def _accuracy(truth: Numbers, said: Numbers) -> Numbers:
+    share: Numbers = np.mean(truth == said, axis=-1)
+    return share
+
+
+def _macro_f1(labels: int) -> Statistic:
+    """Over the labels that are asked for or named; scikit-learn's macro F1 with zero_division=nan, for many samples at once."""
+
+    def macro_f1(truth: Numbers, said: Numbers) -> Numbers:
+        total, present = np.zeros(truth.shape[:-1]), np.zeros(truth.shape[:-1])
+        for label in range(labels):
+            asked, named = truth == label, said == label
+            both = asked.sum(axis=-1) + named.sum(axis=-1)
+            total += 2 * (asked & named).sum(axis=-1) / np.maximum(both, 1)
+            present += both > 0
+        f1: Numbers = total / np.maximum(present, 1)
+        return f1
+
+    return macro_f1
+
+
+def normalised(text: str) -> str:
+    """What differs in white space or in Unicode form alone is the same text; case and punctuation count."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def chrf(answer: str, truth: str) -> float:
+    """Overlap in runs of up to six characters, 0 to 1: sacrebleu's sentence chrF, over 100."""
+    return float(CHRF().sentence_score(answer, [truth]).score) / 100
+
+
+def _of_texts(answered: Sequence[Answered], seed: int) -> list[Measure]:
+    """chrF is taken by question and averaged: so each question weighs the same, however long its answer, and can be
+    resampled. It decides, for two long texts are hardly ever equal."""
+    nothing = np.zeros(len(answered))
+
+    def mean(_truth: Numbers, said: Numbers) -> Numbers:
+        average: Numbers = np.mean(said, axis=-1)
+        return average
+
+    def compared(name: str, of: Callable[[str, str], float]) -> Measure:
+        adapter = np.array([of(one.adapter, one.question.truth) for one in answered])
+        base = np.array([of(one.base, one.question.truth) for one in answered])
+        return _measure(name, mean, nothing, adapter, base, seed)
+
+    return [compared("chrF", chrf), compared("exact match", lambda said, truth: normalised(said) == normalised(truth))]
+
+
+def _measure(name: str, statistic: Statistic, truth: Numbers, adapter: Numbers, base: Numbers, seed: int) -> Measure:
+    """Percentiles of the paired bootstrap, where questions are drawn with the answers of both.
+
+    BCa has no value where all answers are right, or all wrong; percentiles have one, but of no width. There, Wilson's
+    interval holds: for one of the two as it is, for the difference by the shares of questions won and lost.
+    """
+
+    def all_three(truth: Numbers, adapter: Numbers, base: Numbers, axis: int = -1) -> Numbers:  # noqa: ARG001
+        one, other = statistic(truth, adapter), statistic(truth, base)
+        return np.stack([one, other, one - other])
+
+    count = len(truth)
+    values = all_three(truth, adapter, base)  # (3,)
+    low = high = values
+    if count > 1:
+        drawn = bootstrap(
+            (truth, adapter, base),
+            all_three,
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            n_resamples=RESAMPLES,
+            batch=max(1, 1_000_000 // count),  # 8 MB an array
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        low, high = drawn.low, drawn.high
+    one, other, difference = (Estimate(*map(float, three)) for three in zip(values, low, high, strict=True))
+    if one.low == one.high:
+        one = _wilson(one.value, count)
+    if other.low == other.high:
+        other = _wilson(other.value, count)
+    if difference.low == difference.high:
+        won, lost = _wilson(max(difference.value, 0.0), count), _wilson(max(-difference.value, 0.0), count)
+        difference = Estimate(
+            difference.value,
+            difference.value - float(np.hypot(won.value - won.low, lost.high - lost.value)),
+            difference.value + float(np.hypot(won.high - won.value, lost.value - lost.low)),
+        )
+    return Measure(name, one, other, difference)
+
+
+def _wilson(share: float, count: int) -> Estimate:
+    """Wilson's score interval at 95 %. Of all quantities from 0 to 1 with this mean, a yes-or-no one varies most."""
+    z_squared = 1.959964**2
+    middle = (share + z_squared / (2 * count)) / (1 + z_squared / count)
+    half = (z_squared * (share * (1 - share) / count + z_squared / (4 * count**2))) ** 0.5 / (1 + z_squared / count)
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def smoke_lines(evaluation: Evaluation, *, per_label: int = 2, at_most: int = SMOKE_PROMPTS) -> list[str]:
+    """Lines of `smoke.jsonl`: held-out questions that the adapter gets right and the base does not. Empty if there is none.
+
+    The surest come first, one of each label before a second of any; for free text, those that the base misses by most.
+    """
+    sure: dict[str, tuple[float, str]] = {}  # line -> how sure, truth
+    for one in evaluation.answered:
+        truth = one.question.truth
+        if not evaluation.is_right(one.adapter, truth) or evaluation.is_right(one.base, truth):
+            continue
+        if evaluation.labels:
+            width, expect = _width_nats(one, evaluation.labels), _expected_of_label(one)
+        else:
+            width, expect = 1 - chrf(one.base, truth), _expected_of_text(one)
+        if expect is None or (evaluation.labels and width < SURE_NATS):
+            continue
+        parameters = {"max_new_tokens": min(evaluation.max_new_tokens, MAX_NEW_TOKENS)}
+        line = json.dumps({"inputs": one.question.prompt, "parameters": parameters, "expect": expect})
+        if _is_accepted(line):
+            sure[line] = (width, truth)
+    taken: Counter[str] = Counter()
+    ranked: list[tuple[int, str]] = []
+    for line, (_, truth) in sorted(sure.items(), key=lambda one: -one[1][0]):
+        ranked.append((taken[truth], line))
+        taken[truth] += 1
+    lines: list[str] = []
+    left = MAX_SMOKE_BYTES
+    for rank, line in sorted(ranked, key=lambda one: one[0]):
+        if rank < per_label and len(lines) < at_most and len(line) + 1 <= left:  # it is ASCII
+            lines.append(line)
+            left -= len(line) + 1
+    return lines
+
+
+def _width_nats(one: Answered, labels: Sequence[str]) -> float:
+    """How far the two answers are from turning: the adapter's lead over its next label, or how unlikely the base finds
+    the truth, whichever is less."""
+    place = labels.index(one.question.truth)
+    others = [score for number, score in enumerate(one.adapter_scores) if number != place]
+    return min(one.adapter_scores[place] - max(others, default=-np.inf), -one.base_scores[place])
+
+
+def _expected_of_label(one: Answered) -> str | None:
+    said = one.adapter.strip()
+    expect = one.question.truth if one.question.truth in said else said  # it may be said in another case
+    return None if expect in one.base else _not_a_pattern(expect)
+
+
+def _expected_of_text(one: Answered) -> str | None:
+    """The shortest start of the answer, in whole words, that the base's answer does not hold: less can turn than in all of it."""
+    said = one.adapter.strip()
+    ends = [place for place in range(1, len(said)) if said[place].isspace() and not said[place - 1].isspace()]
+    for end in (*ends, len(said)):
+        start = said[:end]
+        if (
+            len(start.encode(errors="replace")) > MAX_NEW_TOKENS
+        ):  # a token is a byte or more: this much is always generated
+            return None
+        if start not in one.base and len(start) >= min(EXPECT_CHARACTERS, len(said)):
+            return _not_a_pattern(start)
+    return None
+
+
+def _not_a_pattern(expect: str) -> str:
+    """Text between slashes would be read as a regular expression; one that means this very text is."""
+    return f"/{re.escape(expect)}/" if len(expect) > 2 and expect[0] == expect[-1] == "/" else expect
+
+
+def _is_accepted(line: str) -> bool:
+    try:
+        parse_smoke_prompts(line.encode())
+    except SmokePromptsInvalidError:
+        return False
+    return True
