@@ -22,7 +22,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from loradrop.smoke import MAX_NEW_TOKENS, MAX_SMOKE_BYTES, SmokePromptsInvalidError, parse_smoke_prompts
 
 GENERATION, LOG_LIKELIHOOD = "generation", "log-likelihood"
-RESAMPLES = 2000
+RESAMPLES = 9999
 FEW_QUESTIONS = 30
 SMOKE_PROMPTS = 8  # each costs the stack three invocations before an adapter goes live
 # Nearer than this, a server's bfloat16 may turn a greedy answer: its log-probabilities are some hundredths of a nat off.
@@ -243,7 +243,8 @@ def _of_labels(
         return np.array([nothing if (label := label_of(one, labels)) is None else number[label] for one in answers])
 
     def likeliest(scores: Sequence[tuple[float, ...]]) -> Numbers:
-        return np.array(scores).argmax(axis=1)
+        best: Numbers = np.array(scores).argmax(axis=1)
+        return best
 
     said = {
         GENERATION: (generated([one.adapter for one in answered]), generated([one.base for one in answered])),
