@@ -370,7 +370,7 @@ def _wilson(share: float, count: int) -> Estimate:
     z_squared = 1.959964**2
     middle = (share + z_squared / (2 * count)) / (1 + z_squared / count)
     half = (z_squared * (share * (1 - share) / count + z_squared / (4 * count**2))) ** 0.5 / (1 + z_squared / count)
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
+    return Estimate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
 
 
 def smoke_lines(evaluation: Evaluation, *, per_label: int = 2, at_most: int = SMOKE_PROMPTS) -> list[str]:
