@@ -427,9 +427,8 @@ def _expected_of_text(one: Answered) -> str | None:
     ends = [place for place in range(1, len(said)) if said[place].isspace() and not said[place - 1].isspace()]
     for end in (*ends, len(said)):
         start = said[:end]
-        if (
-            len(start.encode(errors="replace")) > MAX_NEW_TOKENS
-        ):  # a token is a byte or more: this much is always generated
+        # A token is a byte or more: so much is generated whatever the recipe's own limit is.
+        if len(start.encode(errors="replace")) > MAX_NEW_TOKENS:
             return None
         if start not in one.base and len(start) >= min(EXPECT_CHARACTERS, len(said)):
             return _not_a_pattern(start)
