@@ -6,6 +6,7 @@ casts and gradient checkpointing save, copy or compute again counts as it is. A 
 """
 
 import copy
+import ctypes
 import dataclasses
 import json
 import math
@@ -13,6 +14,7 @@ import os
 import tarfile
 import tempfile
 import time
+import warnings
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -36,6 +38,9 @@ from loradrop.profile import BaseProfile
 from loradrop.report import Report
 from loradrop.safetensors import WEIGHTS_FILE
 
+# transformers and peft use what transformers is about to rename.
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable)?` is deprecated")
+
 GB = 1e9
 # Gradient and AdamW's two moments, each as large as the weight: float32, in which peft keeps the adapter while it trains.
 COPIES_OF_ADAPTER = 4
@@ -46,7 +51,7 @@ FOUR_BIT_BYTES = 0.5 + 4 / 64
 # context is not in it, since memory_available does not count that as available either.
 OVERHEADS = {"cpu": (40 * MIB, 0.02), "cuda": (256 * MIB, 0.08)}
 # The share of a bare matrix product's speed that a step reaches. The CPU's was measured, CUDA's was not.
-UTILISATION = {"cpu": 0.6, "cuda": 0.4}
+UTILISATION = {"cpu": 0.45, "cuda": 0.4}
 LEAST_RANK = 8
 # Whoever ran out of memory although the estimate fitted had a step that takes more: it is planned for this much of it.
 SHARE_AFTER_OUT_OF_MEMORY = 0.8
@@ -161,14 +166,16 @@ def fit(step: Step, available_bytes: int, *, ran_out: bool = False) -> Fit:
     if ran_out:
         found = f"A step takes more memory than there is; {available_bytes / GB:.1f} GB are safe to plan with."
     for changed in _smaller(step):
-        if examples := _examples_that_fit(changed, available_bytes):
+        least_bytes = estimate_memory(changed.of(1)).total_bytes
+        if least_bytes <= available_bytes:
+            most_bytes = estimate.total_bytes if changed is step else estimate_memory(changed).total_bytes
+            examples = _examples_that_fit(step.examples, least_bytes, most_bytes, available_bytes)
             return Fit(estimate, available_bytes, f"{found} {_settings(step, changed.of(examples))}")
-    least = estimate_memory(changed.of(1))
     return Fit(
         estimate,
         available_bytes,
-        f"{found} {_settings(step, changed.of(1))} Even then it takes {least.total_bytes / GB:.1f} GB: it needs a device "
-        f"with {math.ceil(least.total_bytes / GB)} GB.",
+        f"{found} {_settings(step, changed.of(1))} Even then it takes {least_bytes / GB:.1f} GB: it needs a device "
+        f"with {math.ceil(least_bytes / GB)} GB.",
     )
 
 
@@ -188,19 +195,15 @@ def _smaller(step: Step) -> Iterator[Step]:
         yield step
 
 
-def _examples_that_fit(step: Step, available_bytes: int) -> int:
-    """The most examples of this length, at most the step's own; 0 where not even one fits.
+def _examples_that_fit(examples: int, least_bytes: int, most_bytes: int, available_bytes: int) -> int:
+    """How many do, where one takes `least_bytes`, which fit, and all take `most_bytes`.
 
     Memory grows with the examples as the greatest of some straight lines does (one for each moment), so a chord lies
     above it: what fits by the chord fits.
     """
-    most = estimate_memory(step).total_bytes
-    if most <= available_bytes:
-        return step.examples
-    least = estimate_memory(step.of(1)).total_bytes
-    if least > available_bytes:
-        return 0
-    return 1 + int((available_bytes - least) / (most - least) * (step.examples - 1))
+    if most_bytes <= available_bytes:
+        return examples
+    return 1 + int((available_bytes - least_bytes) / (most_bytes - least_bytes) * (examples - 1))
 
 
 def _settings(step: Step, changed: Step) -> str:
@@ -254,6 +257,20 @@ def _left_by_cgroups(root: Path) -> Iterator[int]:
                     stat = dict(one.split() for one in (folder / "memory.stat").read_text().splitlines())
                     used = int((folder / usage_file).read_text()) - int(stat.get(cache, 0))
                     yield max(0, int(limit) - used)
+
+
+def return_freed_memory() -> None:
+    """Lets malloc give back at once what a step frees, as the estimate for a CPU takes for granted; to call before training.
+
+    glibc raises its threshold for that up to 32 MiB by itself, and then keeps up to half as much as the tensors take
+    (docs/benchmarks.md). To set the threshold, to what it begins with, is what stops it.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
+
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
@@ -374,7 +391,7 @@ def _four_bit_weights(base: Any) -> list[torch.Tensor]:
 
 def _model_without_data(config: PretrainedConfig, lora: LoraConfig, dtype: torch.dtype, attention: str) -> Any:
     """The base with the adapter on it, on the meta device, ready to train."""
-    lora = copy.deepcopy(lora)  # peft writes into it
+    config, lora = copy.deepcopy(config), copy.deepcopy(lora)  # transformers and peft write into them
     lora.init_lora_weights = False  # PiSSA and its like compute with the base's values
     implementation = "eager" if attention == "eager" else _FUSED
     with torch.device("meta"):
