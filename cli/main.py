@@ -24,7 +24,7 @@ from loradrop.report import Report
 from loradrop.strict_json import JsonError, parse_object
 
 from .judging import chosen_profile, judge_path, judge_stream, print_report
-from .packing import CommandError, check_output, own_entries, package, part_beside, size_of
+from .packing import CommandError, adapter_below, check_output, own_entries, package, part_beside, size_of
 from .tables import code_document, code_lines
 from .terminal import Progress, megabytes, safe
 
@@ -32,7 +32,7 @@ ACCEPTED, REJECTED, UNUSABLE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 13
 DEFAULT_PROFILE = "llama-3.1-8b-instruct"
 MAX_MODEL_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_LISTED_NAMES = 8
-MAX_DEPLOYMENT_SECONDS = 3600.0
+MAX_DEPLOYMENT_SECONDS = 3600
 
 _EXAMPLES = """\
 examples:
@@ -142,15 +142,15 @@ def _parser() -> argparse.ArgumentParser:
     push = commands.add_parser(
         "push",
         help="judge an adapter, upload it, and follow its deployment",
-        description="Judges a tarball, or a folder that it packages as `package` does, uploads what is accepted, and shows the "
-        "states of its deployment until that ends.",
+        description="Judges a tarball, or a folder that it packages as `package` does, by the stack's own rules; uploads\n"
+        "what is accepted, and shows the states of its deployment until that ends.",
         epilog=_PUSH_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     push.add_argument("path", metavar="FILE_OR_DIR", help="a tarball, or the folder that holds adapter_config.json")
     push.add_argument("--name", help="of the adapter, such as acme or tenant/acme (the file's or the folder's)")
     _add_stack(push)
-    _add_base(push, default=None)
+    _add_base(push, default=None, printed="outcome")
     push.add_argument("--no-wait", action="store_true", help="leave once it is uploaded")
     push.add_argument(
         "--timeout",
@@ -207,7 +207,7 @@ def _add_stack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stack", metavar="NAME", help="of the deployed stack (LORADROP_STACK, or loradrop-dev)")
 
 
-def _add_base(parser: argparse.ArgumentParser, default: str | None = DEFAULT_PROFILE) -> None:
+def _add_base(parser: argparse.ArgumentParser, default: str | None = DEFAULT_PROFILE, printed: str = "report") -> None:
     parser.add_argument(
         "--base",
         metavar="PROFILE",
@@ -217,7 +217,7 @@ def _add_base(parser: argparse.ArgumentParser, default: str | None = DEFAULT_PRO
     )
     parser.add_argument("--max-rank", metavar="N", type=int, help="as the stack's MaxLoraRank sets it")
     parser.add_argument("--engine", metavar="VERSION", help="of vLLM, as the stack's EngineVersion sets it")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--json", action="store_true", help=f"print the {printed} as JSON")
 
 
 def _add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
@@ -265,9 +265,8 @@ def _package(arguments: argparse.Namespace) -> int:
 def _package_notes(folder: Path, output: Path, report: Report) -> list[str]:
     if not report.accepted:
         notes = [f"{output} was not written."]
-        inner = sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_FILES[0]}"))
-        if inner and not (folder / ADAPTER_FILES[0]).exists():
-            notes.append(f"An adapter lies in {folder / inner[-1]}; is that the one?")
+        if (inner := adapter_below(folder)) is not None:
+            notes.append(f"An adapter lies in {inner}; is that the one?")
         return notes
     notes = [f"Wrote {output}, {megabytes(output.stat().st_size)}."]
     others = sorted(found.name for found in os.scandir(folder) if found.name not in ADAPTER_FILES)

@@ -27,7 +27,7 @@ from loradrop.report import Report
 
 from .executions import RUNNING, Execution, StateView, UploadExecutions, follow, look_at
 from .judging import chosen_profile, judge_stream, print_report
-from .packing import CommandError, own_entries, package, size_of
+from .packing import CommandError, adapter_below, own_entries, package, size_of
 from .terminal import Progress, megabytes, safe
 
 # In the wheel the client has a name of its own; mypy knows it by its folder.
@@ -101,8 +101,10 @@ def _print_verdict(
         print_report(report, str(path), profile, as_json=False)
         if not report.accepted:
             print("\nNothing was uploaded.")
+            if path.is_dir() and (inner := adapter_below(path)) is not None:
+                print(safe(f"An adapter lies in {inner}; is that the one?"))
         return
-    _print_json(adapter, stack, report, outcome=Outcome.REJECTED, message=report.summary)
+    _print_json(adapter, stack, report, outcome=Outcome.REJECTED, message=report.summary())
 
 
 def _print_json(adapter: str, stack: str, report: Report, **more: Any) -> None:

@@ -150,7 +150,7 @@ class Adapters:
         asked = _chat_request(message, system, max_tokens=max_tokens, temperature=temperature, **parameters)
         body = json.dumps(asked | {"stream": True}).encode()
 
-        def begin(component: str) -> EventStream[Any]:
+        def begin(component: str) -> "EventStream[Any]":
             answer = self._runtime.invoke_endpoint_with_response_stream(**self._call(component, body))
             return answer["Body"]
 

@@ -78,7 +78,7 @@ def explained(error: BotoCoreError | ClientError, doing: str) -> LoradropError:
         return AwsUnavailableError(
             f"Could not {doing}: no AWS region is set; set AWS_DEFAULT_REGION, or run `aws configure set region`."
         )
-    if isinstance(error, botocore.HTTPClientError):  # among them timeouts, and what is no network at all
+    if isinstance(error, (botocore.ConnectionError, botocore.HTTPClientError)):
         return AwsUnavailableError(
             f"Could not {doing}: {_sentence(error)} Check the network, the region and AWS_ENDPOINT_URL."
         )
