@@ -40,8 +40,9 @@ class StreamBrokenError(ModelError):
     """The answer broke off after it had begun. What came before is incomplete; nothing was tried again."""
 
 
-_NO_CREDENTIALS = (botocore.NoCredentialsError, botocore.PartialCredentialsError, botocore.NoAuthTokenError)
-_NO_SESSION = (
+_NO_CREDENTIALS = (botocore.NoCredentialsError, botocore.NoAuthTokenError)
+_BAD_CREDENTIALS = (
+    botocore.PartialCredentialsError,
     botocore.CredentialRetrievalError,
     botocore.TokenRetrievalError,
     botocore.SSOError,
@@ -72,7 +73,7 @@ def explained(error: BotoCoreError | ClientError, doing: str) -> LoradropError:
         return _answered(error, doing)
     if isinstance(error, _NO_CREDENTIALS):
         return AccessRefusedError(f"Could not {doing}: there are no AWS credentials here; {HOW_TO_SIGN_IN}.")
-    if isinstance(error, _NO_SESSION):
+    if isinstance(error, _BAD_CREDENTIALS):
         return AccessRefusedError(f"Could not {doing}: {_sentence(error)} To sign in, {HOW_TO_SIGN_IN}.")
     if isinstance(error, botocore.NoRegionError):
         return AwsUnavailableError(
