@@ -99,7 +99,7 @@ def _answered(error: ClientError, doing: str) -> LoradropError:
     if code in _DENIED_CODES:
         return AccessRefusedError(
             f"Could not {doing}: AWS refused {error.operation_name}: {_sentence(said)} "
-            "The README's section on permissions names what is needed."
+            "docs/operations.md has the policies for pushing and for asking."
         )
     return AwsUnavailableError(f"Could not {doing}: {error.operation_name} answered {code}: {_sentence(said)}")
 

@@ -419,7 +419,11 @@ def answered(code: str, message: str = "It quotes AKIASECRET") -> ClientError:
         (answered("ExpiredTokenException"), AccessRefusedError, "have expired"),
         (answered("InvalidAccessKeyId"), AccessRefusedError, "does not know these credentials"),
         (answered("SignatureDoesNotMatch"), AccessRefusedError, "does not know these credentials"),
-        (answered("AccessDenied", "Access Denied"), AccessRefusedError, "refused GetItem: Access Denied. The README"),
+        (
+            answered("AccessDenied", "Access Denied"),
+            AccessRefusedError,
+            "refused GetItem: Access Denied. docs/operations.md",
+        ),
         (
             answered("ResourceNotFoundException", "no table"),
             AwsUnavailableError,
