@@ -37,7 +37,10 @@ def invoke(arguments: argparse.Namespace) -> int:
 
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:
     """In LMI's schema for chat or, where --raw gives the whole prompt, in its own."""
-    text = sys.stdin.read() if arguments.text == ["-"] else " ".join(arguments.text)
+    try:
+        text = sys.stdin.read() if arguments.text == ["-"] else " ".join(arguments.text)
+    except UnicodeDecodeError as error:
+        raise CommandError(f"Standard input is not {error.encoding}: {error.reason} at byte {error.start}.") from error
     if not text.strip():
         raise CommandError("There is nothing to ask: the text is empty.")
     sampling = {} if arguments.temperature is None else {"temperature": arguments.temperature}

@@ -125,7 +125,36 @@ def test_an_older_upload_ends_as_superseded_with_3(stack: Stack, push: Push, ada
     assert f"This upload of {adapter} ends here: a newer upload" in shown
 
 
-def test_two_pushes_at_once_each_follow_their_own(stack: Stack, push: Push, tmp_path: Path) -> None:
+def test_of_an_event_that_comes_twice_the_execution_that_has_the_upload_is_followed(
+    stack: Stack, push: Push, adapter: str, tmp_path: Path
+) -> None:
+    body = good_tarball(seed=216)
+    started: list[str] = []
+
+    def deliver() -> None:
+        def version() -> str | None:
+            listed = stack.s3.list_object_versions(Bucket=stack.uploads, Prefix=f"adapters/{adapter}.tar.gz")
+            return next((one["VersionId"] for one in listed.get("Versions", [])), None)
+
+        event = json.dumps(stack.event(adapter, eventually(version, "the upload"), "0A", len(body)))
+        for _ in range(2):
+            begun = stack.states.start_execution(stateMachineArn=stack.machine, input=event)
+            started.append(begun["executionArn"])
+            if len(started) == 1:  # so that it is the second that leaves the upload to the other
+                eventually(lambda: stack.registry(adapter).get("newest"), "the claim")
+
+    stack.cloud.behave(seconds_to_in_service=1.0)
+    with stack.rule_disabled():
+        delivering = threading.Thread(target=deliver)
+        delivering.start()
+        code, shown = push(write(tmp_path, adapter, body))
+        delivering.join()
+    assert code == 0
+    assert [stack.end_of(arn).states[-1] for arn in started] == ["AdapterDeployed", "EventRepeated"]
+    assert f"execution {started[0].rpartition(':')[2]}" in shown
+
+
+def test_pushes_at_once_each_follow_their_own(stack: Stack, push: Push, tmp_path: Path) -> None:
     names = [unique("pushed") for _ in range(4)]
     running = [
         subprocess.Popen(

@@ -427,6 +427,13 @@ def test_an_adapter_is_asked_in_words_by_stdin_and_as_a_whole_prompt(
     assert ask("How are you?", "--system", "Be brief.") not in (answer, raw)
 
 
+def test_a_prompt_that_is_no_text_is_told_so() -> None:
+    command = [sys.executable, "-m", "cli", "invoke", "acme", "-"]
+    done = subprocess.run(command, input=b"\xff\xfe", cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"loradrop: Standard input is not utf-8")
+
+
 @pytest.mark.usefixtures("live")
 @pytest.mark.parametrize(
     ("words", "code", "said"),
