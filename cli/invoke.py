@@ -37,10 +37,7 @@ def invoke(arguments: argparse.Namespace) -> int:
 
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:
     """In LMI's schema for chat or, where --raw gives the whole prompt, in its own."""
-    try:
-        text = sys.stdin.read() if arguments.text == ["-"] else " ".join(arguments.text)
-    except UnicodeDecodeError as error:
-        raise CommandError(f"Standard input is not {error.encoding}: {error.reason} at byte {error.start}.") from error
+    text = _stdin() if arguments.text == ["-"] else " ".join(arguments.text)
     if not text.strip():
         raise CommandError("There is nothing to ask: the text is empty.")
     sampling = {} if arguments.temperature is None else {"temperature": arguments.temperature}
@@ -52,6 +49,15 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.system is not None:
         messages.insert(0, {"role": "system", "content": arguments.system})
     return {"messages": messages, "max_tokens": arguments.max_tokens, **sampling}
+
+
+def _stdin() -> str:
+    if sys.stdin is None:  # the caller closed it
+        raise CommandError("Standard input is closed; there is nothing to read the text from.")
+    try:
+        return sys.stdin.buffer.read().decode()  # whatever the locale says
+    except UnicodeDecodeError as error:
+        raise CommandError(f"Standard input is not UTF-8: {error.reason} at byte {error.start}.") from error
 
 
 def _print(pieces: Iterable[str]) -> None:
