@@ -10,7 +10,7 @@ export SAM_CLI_TELEMETRY := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-PACKAGES := functions local training cli benchmarks tests/local
+PACKAGES := functions local training cli client benchmarks tests/local
 
 .PHONY: help setup demo local local-env test lint unit local-tests docs clean
 

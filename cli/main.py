@@ -2,42 +2,37 @@
 
 import argparse
 import contextlib
-import dataclasses
 import io
-import itertools
-import json
 import os
 import signal
-import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 from loradrop import __version__
-from loradrop.judge import ADAPTER_FILES, judge
-from loradrop.policy import DEFAULT_POLICY
+from loradrop.judge import ADAPTER_FILES
 from loradrop.problems import ProblemCode
 from loradrop.profile import (
     DEFAULT_ENGINE_VERSION,
     MAX_LORA_RANKS,
-    BaseProfile,
     ProfileError,
-    load_profile,
     profile_from_config,
     shipped_profiles,
 )
 from loradrop.report import Report
 from loradrop.strict_json import JsonError, parse_object
 
-from .packing import CommandError, all_entries, check_output, judge_folder, own_entries, package, part_beside, size_of
-from .tables import code_document, code_lines, report_lines
+from .judging import chosen_profile, judge_path, judge_stream, print_report
+from .packing import CommandError, adapter_below, check_output, own_entries, package, part_beside, size_of
+from .tables import code_document, code_lines
 from .terminal import Progress, megabytes, safe
 
 ACCEPTED, REJECTED, UNUSABLE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143
 DEFAULT_PROFILE = "llama-3.1-8b-instruct"
 MAX_MODEL_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_LISTED_NAMES = 8
+MAX_DEPLOYMENT_SECONDS = 3600
 
 _EXAMPLES = """\
 examples:
@@ -45,10 +40,27 @@ examples:
   loradrop validate out/checkpoint-500 --base tiny-llama --json
   aws s3 cp s3://bucket/acme.tar.gz - | loradrop validate -
   loradrop package out/checkpoint-500 -o acme.tar.gz
+  loradrop push acme.tar.gz --stack loradrop-dev
+  loradrop invoke acme "How are you?"
   loradrop profile ./my-base-model --max-rank 64 -o my-base.json
   loradrop codes SHAPE_MISMATCH
 
-exit codes: 0 accepted or done, 1 rejected, 2 wrong usage or unreadable
+exit codes: 0 accepted or done, 1 rejected, 2 wrong usage, unreadable, or AWS out of reach; push and invoke have more
+"""
+_PUSH_CODES = """\
+exit codes:
+  0    deployed: it is live (with --no-wait: uploaded)
+  1    rejected, by the judge here or by the stack
+  2    wrong usage, unreadable, or AWS refused or could not be reached
+  3    the deployment failed, a newer upload goes before it, or it did not end in time
+  130  interrupted; once uploaded, the deployment goes on
+"""
+_INVOKE_CODES = """\
+examples:
+  loradrop invoke acme "How are you?" --system "Answer in one word."
+  loradrop invoke acme - --raw --temperature 0 < prompt.txt
+
+exit codes: 0 answered, 2 wrong usage, nothing live by this name, or AWS refused; 3 the model did not answer, or broke off
 """
 
 
@@ -101,7 +113,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="loradrop",
-        description="Judge and package LoRA adapters for the serving stack, before anything is uploaded.",
+        description="Judge, package, deploy and ask LoRA adapters.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -127,6 +139,51 @@ def _parser() -> argparse.ArgumentParser:
     _add_base(pack)
     pack.set_defaults(run=_package)
 
+    push = commands.add_parser(
+        "push",
+        help="judge an adapter, upload it, and follow its deployment",
+        description="Judges a tarball, or a folder that it packages as `package` does, by the stack's own rules; uploads\n"
+        "what is accepted, and shows the states of its deployment until that ends.",
+        epilog=_PUSH_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    push.add_argument("path", metavar="FILE_OR_DIR", help="a tarball, or the folder that holds adapter_config.json")
+    push.add_argument("--name", help="of the adapter, such as acme or tenant/acme (the file's or the folder's)")
+    _add_stack(push)
+    _add_base(push, default=None, printed="outcome")
+    push.add_argument("--no-wait", action="store_true", help="leave once it is uploaded")
+    push.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=MAX_DEPLOYMENT_SECONDS,
+        help="how long to follow the deployment (%(default)s)",
+    )
+    push.set_defaults(run=_push)
+
+    invoke = commands.add_parser(
+        "invoke",
+        help="ask an adapter that is live",
+        epilog=_INVOKE_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    invoke.add_argument("adapter", metavar="ADAPTER")
+    invoke.add_argument("text", metavar="TEXT", nargs="+", help="a message to it, or - for stdin")
+    _add_stack(invoke)
+    invoke.add_argument("--system", metavar="TEXT", help="the system message before it")
+    invoke.add_argument("--max-tokens", metavar="N", type=int, default=256, help="of the answer (%(default)s)")
+    invoke.add_argument(
+        "--temperature", metavar="T", type=float, help="0: always the likeliest token (the model's own)"
+    )
+    invoke.add_argument("--raw", action="store_true", help="TEXT is the whole prompt: no chat template")
+    invoke.add_argument(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="print the answer as it comes (on a terminal: yes)",
+    )
+    invoke.set_defaults(run=_invoke)
+
     profile = commands.add_parser("profile", help="make the profile of another base model")
     profile.add_argument(
         "config", metavar="CONFIG_JSON_OR_DIR", type=Path, help="a Hugging Face model or its config.json"
@@ -146,16 +203,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_base(parser: argparse.ArgumentParser) -> None:
+def _add_stack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--stack", metavar="NAME", help="of the deployed stack (LORADROP_STACK, or loradrop-dev)")
+
+
+def _add_base(parser: argparse.ArgumentParser, default: str | None = DEFAULT_PROFILE, printed: str = "report") -> None:
     parser.add_argument(
         "--base",
         metavar="PROFILE",
-        default=DEFAULT_PROFILE,
-        help=f"the base: {', '.join(shipped_profiles())}, or a file that `loradrop profile` wrote (%(default)s)",
+        default=default,
+        help=f"the base: {', '.join(shipped_profiles())}, or a file that `loradrop profile` wrote "
+        f"({'the one of the stack' if default is None else default})",
     )
     parser.add_argument("--max-rank", metavar="N", type=int, help="as the stack's MaxLoraRank sets it")
     parser.add_argument("--engine", metavar="VERSION", help="of vLLM, as the stack's EngineVersion sets it")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--json", action="store_true", help=f"print the {printed} as JSON")
 
 
 def _add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
@@ -170,73 +232,29 @@ def _problem_code(text: str) -> ProblemCode:
     return code
 
 
-def _base(arguments: argparse.Namespace) -> BaseProfile:
-    profile = load_profile(arguments.base)
-    if arguments.max_rank is not None:
-        profile = dataclasses.replace(profile, max_lora_rank=arguments.max_rank)
-    if arguments.engine is not None:
-        profile = dataclasses.replace(profile, engine_version=arguments.engine)
-    return profile
-
-
 def _validate(arguments: argparse.Namespace) -> int:
-    profile = _base(arguments)
-    path = Path(arguments.path)
+    profile = chosen_profile(arguments.base, arguments)
     if arguments.path == "-":
         # Unbuffered: a buffer's lock, held by a thread that waits for more, would spoil the exit.
         with open(0, "rb", buffering=0, closefd=False) as stdin:
-            report = _judge_stream(stdin, profile)
-    elif path.is_dir():
-        few = itertools.islice(all_entries(path), DEFAULT_POLICY.max_members)  # past these the judge stops
-        with Progress("judging", size_of(few)) as progress:
-            report = judge_folder(path, profile, progress.advance)
+            report = judge_stream(stdin, profile)
     else:
-        with path.open("rb", buffering=0) as file:
-            report = _judge_stream(file, profile)
-    _print_report(report, "standard input" if arguments.path == "-" else arguments.path, profile, arguments)
+        report = judge_path(Path(arguments.path), profile)
+    what = "standard input" if arguments.path == "-" else arguments.path
+    print_report(report, what, profile, as_json=arguments.json)
     return ACCEPTED if report.accepted else REJECTED
-
-
-def _judge_stream(file: BinaryIO | io.FileIO, profile: BaseProfile) -> Report:
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        # A read of a pipe that nobody writes to cannot be called off: Ctrl-C must end the process itself.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with Progress("judging", status.st_size) as progress:
-        return judge(_Watched(file, progress), profile)
-
-
-class _Watched:
-    """A file whose reading advances a bar."""
-
-    def __init__(self, file: BinaryIO | io.FileIO, progress: Progress) -> None:
-        self._file = file
-        self._progress = progress
-
-    def read(self, size: int, /) -> bytes:
-        chunk = self._file.read(size) or b""
-        self._progress.advance(len(chunk))
-        return chunk
-
-
-def _print_report(report: Report, what: str, profile: BaseProfile, arguments: argparse.Namespace) -> None:
-    if arguments.json:
-        print(json.dumps(report.to_dict(), indent=2))
-        return
-    for line in report_lines(report, what, profile, sys.stdout):
-        print(line)
 
 
 def _package(arguments: argparse.Namespace) -> int:
     folder, output = arguments.folder, arguments.output
-    profile = _base(arguments)
+    profile = chosen_profile(arguments.base, arguments)
     if not folder.is_dir():
         raise CommandError(f"{folder} is no folder; name the one that holds {ADAPTER_FILES[0]}.")
     check_output(output, force=arguments.force)
     entries = own_entries(folder)
     with Progress("packing", size_of(entries)) as progress:
         report = package(folder, output, profile, progress.advance)
-    _print_report(report, str(folder), profile, arguments)
+    print_report(report, str(folder), profile, as_json=arguments.json)
     if not arguments.json:
         print()
         for line in _package_notes(folder, output, report):
@@ -247,9 +265,8 @@ def _package(arguments: argparse.Namespace) -> int:
 def _package_notes(folder: Path, output: Path, report: Report) -> list[str]:
     if not report.accepted:
         notes = [f"{output} was not written."]
-        inner = sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_FILES[0]}"))
-        if inner and not (folder / ADAPTER_FILES[0]).exists():
-            notes.append(f"An adapter lies in {folder / inner[-1]}; is that the one?")
+        if (inner := adapter_below(folder)) is not None:
+            notes.append(f"An adapter lies in {inner}; is that the one?")
         return notes
     notes = [f"Wrote {output}, {megabytes(output.stat().st_size)}."]
     others = sorted(found.name for found in os.scandir(folder) if found.name not in ADAPTER_FILES)
@@ -257,6 +274,18 @@ def _package_notes(folder: Path, output: Path, report: Report) -> list[str]:
         more = ", …" if len(others) > MAX_LISTED_NAMES else ""
         notes.append(f"Left out, as serving needs none of it: {', '.join(others[:MAX_LISTED_NAMES])}{more}")
     return notes
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from .push import push  # boto3 takes half a second, which no other command need wait for
+
+    return push(arguments)
+
+
+def _invoke(arguments: argparse.Namespace) -> int:
+    from .invoke import invoke
+
+    return invoke(arguments)
 
 
 def _profile(arguments: argparse.Namespace) -> int:

@@ -68,6 +68,13 @@ def own_entries(folder: Path) -> list[Entry]:
     return [Entry(folder / name, name) for name in sorted(ADAPTER_FILES) if (folder / name).is_file()]
 
 
+def adapter_below(folder: Path) -> Path | None:
+    """The last folder in `folder` that holds an adapter, where it holds none itself: checkpoint-500."""
+    if (folder / ADAPTER_FILES[0]).exists():
+        return None
+    return max((path.parent for path in folder.glob(f"*/{ADAPTER_FILES[0]}")), default=None)
+
+
 def size_of(entries: Iterable[Entry]) -> int:
     """In bytes, of the files."""
     return sum(entry.path.stat().st_size for entry in entries if entry.kind == tarfile.REGTYPE)

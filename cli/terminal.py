@@ -22,6 +22,11 @@ def safe(text: str) -> str:
     )
 
 
+def safe_text(text: str) -> str:
+    """As `safe`, of a text that may have lines and tabs."""
+    return "".join(character if character in "\n\t" else safe(character) for character in text)
+
+
 def painted(text: str, colour: str, stream: TextIO) -> str:
     """In a colour of _COLOURS where `stream` is a terminal that wants any (https://no-color.org)."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":

@@ -4,7 +4,6 @@ Everything that is typed here can be typed by hand: the README's "By hand" has t
 """
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -15,14 +14,13 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from cli.executions import RUNNING, Execution, StateView, follow, look_at
 
 from .cloud import REPOSITORY, LocalCloud
 from .stack import DeployedStack
@@ -32,8 +30,6 @@ SECONDS_TO_IN_SERVICE = 4.0
 EXECUTION_DEADLINE_SECONDS = 120.0
 POLL_SECONDS = 0.2
 SHOWN_SENTENCES = 6
-# The loop around WaitForInService, of which the view shows one line.
-LOOPED = ("IsComponentInService", "WaitForNextLook")
 
 console = Console(highlight=False)
 
@@ -171,26 +167,6 @@ def _show_command(words: Sequence[str | Path], after: str = "") -> None:
     console.print(Text.assemble(("   $ ", "dim"), shlex.join(map(str, words)), (f"   {after}", "dim")), soft_wrap=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A state that the execution entered; times are seconds since its start. `looks` counts a loop's rounds."""
-
-    state: str
-    entered: float
-    left: float | None
-    looks: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    status: str
-    error: str
-    cause: str
-    output: dict[str, Any]
-    steps: tuple[Step, ...]
-    seconds: float
-
-
 class Stack(DeployedStack):
     @property
     def upload_uri(self) -> str:
@@ -211,73 +187,19 @@ class Stack(DeployedStack):
         listed = self.states.list_executions(stateMachineArn=self.outputs["StateMachineArn"])
         return {one["executionArn"] for one in listed["executions"]}
 
-    def look_at(self, execution: str) -> Execution:
-        described = self.states.describe_execution(executionArn=execution)
-        started = described["startDate"].timestamp()
-        ended = described["stopDate"].timestamp() if described["status"] != "RUNNING" else time.time()
-        steps: list[Step] = []
-        for event in self.history(execution):
-            at = event["timestamp"].timestamp() - started
-            if "stateEnteredEventDetails" in event:
-                name = event["stateEnteredEventDetails"]["name"]
-                if steps and name in LOOPED:
-                    continue
-                if steps and steps[-1].state == name:
-                    steps[-1] = replace(steps[-1], looks=steps[-1].looks + 1)
-                    continue
-                if steps:
-                    steps[-1] = replace(steps[-1], left=at)
-                steps.append(Step(name, at, None))
-        if steps and described["status"] != "RUNNING":
-            steps[-1] = replace(steps[-1], left=ended - started)
-        return Execution(
-            status=described["status"],
-            error=described.get("error", ""),
-            cause=described.get("cause", ""),
-            output=json.loads(described.get("output") or "{}"),
-            steps=tuple(steps),
-            seconds=ended - started,
-        )
-
 
 def _watch(stack: Stack, execution: str) -> Execution:
-    """Show the execution's states as they happen, until it ends; line by line where there is no terminal."""
-    deadline = time.monotonic() + EXECUTION_DEADLINE_SECONDS
-    shown = 0
-    now = stack.look_at(execution)
+    """Show the execution's states as they happen, until it ends."""
     console.print(f"   DeployAdapter, execution {execution.rpartition(':')[2]}", soft_wrap=True)
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        while True:
-            if console.is_terminal:
-                live.update(_picture(now), refresh=True)
-            else:
-                finished = [step for step in now.steps if step.left is not None]
-                for step in finished[shown:]:
-                    console.print(_line(step, now))
-                shown = len(finished)
-            if now.status != "RUNNING":
-                break
-            if time.monotonic() > deadline:
-                raise DemoError(f"the execution did not end within {EXECUTION_DEADLINE_SECONDS:.0f} s")
-            time.sleep(POLL_SECONDS)
-            now = stack.look_at(execution)
-    colour = "green" if now.status == "SUCCEEDED" else "red"
-    console.print(f"   [{colour}]{now.status}[/{colour}] after {now.seconds:.1f} s")
-    return now
-
-
-def _picture(execution: Execution) -> RenderableType:
-    return Group(*(_line(step, execution) for step in execution.steps))
-
-
-def _line(step: Step, execution: Execution) -> Text:
-    seconds = (execution.seconds if step.left is None else step.left) - step.entered
-    is_end = step is execution.steps[-1] and execution.status == "FAILED"
-    mark, style = ("▸", "cyan") if step.left is None else ("✗", "red") if is_end else ("✓", "green")
-    looks = f", {step.looks} looks" if step.looks > 1 else ""
-    return Text.assemble(
-        f"     {step.entered:5.1f} s  ", (f"{mark} {step.state:<22}", style), (f" {seconds:5.1f} s{looks}", "dim")
+    ended = follow(
+        lambda: look_at(stack.states, execution),
+        StateView(sys.stdout, indent="   "),
+        deadline=time.monotonic() + EXECUTION_DEADLINE_SECONDS,
+        poll_seconds=POLL_SECONDS,
     )
+    if ended.status == RUNNING:
+        raise DemoError(f"the execution did not end within {EXECUTION_DEADLINE_SECONDS:.0f} s")
+    return ended
 
 
 def _compare(stack: Stack, component: str) -> None:

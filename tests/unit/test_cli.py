@@ -532,7 +532,7 @@ def test_every_package_of_the_wheel_exists_and_the_script_starts_in_one() -> Non
     assert subfolders == {ROOT / folder for folder in folders.values()}  # a new one must be listed
 
 
-@pytest.mark.parametrize("package", ["cli", "training"])
+@pytest.mark.parametrize("package", ["cli", "client", "training"])
 def test_packages_that_are_renamed_in_the_wheel_import_themselves_relatively(package: str) -> None:
     absolute = [
         f"{path.name}:{node.lineno}"

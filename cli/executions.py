@@ -1,0 +1,173 @@
+"""An execution of DeployAdapter: found by the upload that started it, and followed to its end as a person watches it."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TextIO
+
+from .terminal import painted, safe
+
+if TYPE_CHECKING:
+    from mypy_boto3_stepfunctions import SFNClient
+
+# The loop around WaitForInService, of which the view shows one line.
+LOOPED = ("IsComponentInService", "WaitForNextLook")
+RUNNING = "RUNNING"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A state that the execution entered; times are seconds since its start. `looks` counts a loop's rounds."""
+
+    state: str
+    entered: float
+    left: float | None
+    looks: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """An execution as it now is. `output` is that of one that succeeded, `error` and `cause` of one that did not."""
+
+    arn: str
+    status: str
+    error: str
+    cause: str
+    output: dict[str, Any]
+    steps: tuple[Step, ...]
+    seconds: float
+
+
+class UploadExecutions:
+    """The executions that the uploads after this object's making start.
+
+    An upload is known by its version, which its event carries into the execution's input. Others may be uploaded at the same
+    time, so "the newest execution" would be anybody's.
+    """
+
+    def __init__(self, states: "SFNClient", machine: str) -> None:
+        self._states, self._machine = states, machine
+        newest = states.list_executions(stateMachineArn=machine, maxResults=1)["executions"]
+        # By AWS's clock: what is older than this need not be looked at, however many executions there are.
+        self._since: datetime | None = newest[0]["startDate"] if newest else None
+        self._versions: dict[str, str | None] = {}
+
+    def of_version(self, version_id: str, *, besides: str | None = None) -> str | None:
+        """The execution's ARN, once it has started. An event can come twice: `besides` is one that is known already."""
+        pages = self._states.get_paginator("list_executions").paginate(stateMachineArn=self._machine)
+        for one in (one for page in pages for one in page["executions"]):  # the newest first
+            if self._since is not None and one["startDate"] < self._since:
+                return None
+            arn = one["executionArn"]
+            if arn not in self._versions:
+                self._versions[arn] = self._version_in(arn)
+            if self._versions[arn] == version_id and arn != besides:
+                return arn
+        return None
+
+    def _version_in(self, arn: str) -> str | None:
+        try:
+            event = json.loads(self._states.describe_execution(executionArn=arn).get("input", ""))
+            version: str | None = event["detail"]["object"].get("version-id")
+        except (ValueError, KeyError, TypeError):  # somebody started it by hand
+            return None
+        return version
+
+
+def look_at(states: "SFNClient", arn: str) -> Execution:
+    """The execution now, with its states in the order in which they were entered."""
+    described = states.describe_execution(executionArn=arn)
+    started = described["startDate"].timestamp()
+    is_running = described["status"] == RUNNING
+    ended = time.time() if is_running else described["stopDate"].timestamp()
+    steps: list[Step] = []
+    pages = states.get_paginator("get_execution_history").paginate(executionArn=arn, includeExecutionData=False)
+    for event in (event for page in pages for event in page["events"]):
+        name = event.get("stateEnteredEventDetails", {}).get("name")
+        if name is None or (steps and name in LOOPED):
+            continue
+        if steps and steps[-1].state == name:
+            steps[-1] = replace(steps[-1], looks=steps[-1].looks + 1)
+            continue
+        at = event["timestamp"].timestamp() - started
+        if steps:
+            steps[-1] = replace(steps[-1], left=at)
+        steps.append(Step(name, at, None))
+    if steps and not is_running:
+        steps[-1] = replace(steps[-1], left=ended - started)
+    return Execution(
+        arn=arn,
+        status=described["status"],
+        error=described.get("error", ""),
+        cause=described.get("cause", ""),
+        output=json.loads(described.get("output") or "{}"),
+        steps=tuple(steps),
+        seconds=ended - started,
+    )
+
+
+class StateView:
+    """Shows a line for each state that is left; on a terminal also the one that the execution is in, rewritten in place."""
+
+    def __init__(self, stream: TextIO, indent: str = "") -> None:
+        self._stream, self._indent = stream, indent
+        self._is_terminal = stream.isatty()
+        self._shown = 0
+
+    def show(self, execution: Execution) -> None:
+        self.clear()
+        left = [step for step in execution.steps if step.left is not None]
+        for step in left[self._shown :]:
+            self._stream.write(self._line(step, execution) + "\n")
+        self._shown = len(left)
+        if self._is_terminal and len(execution.steps) > len(left):
+            self._stream.write(self._line(execution.steps[-1], execution))
+        self._stream.flush()
+
+    def clear(self) -> None:
+        """Take away the line that is rewritten."""
+        if self._is_terminal:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+    def conclude(self, execution: Execution) -> None:
+        colour = "green" if execution.status == "SUCCEEDED" else "red"
+        self._stream.write(
+            f"{self._indent}{painted(execution.status, colour, self._stream)} after {execution.seconds:.1f} s\n"
+        )
+
+    def _line(self, step: Step, execution: Execution) -> str:
+        seconds = (execution.seconds if step.left is None else step.left) - step.entered
+        is_bad_end = step is execution.steps[-1] and execution.status not in (RUNNING, "SUCCEEDED")
+        mark, colour = ("▸", "bold") if step.left is None else ("✗", "red") if is_bad_end else ("✓", "green")
+        looks = f", {step.looks} looks" if step.looks > 1 else ""
+        state = painted(f"{mark} {safe(step.state):<22}", colour, self._stream)
+        return (
+            f"{self._indent}  {step.entered:5.1f} s  {state} {painted(f'{seconds:5.1f} s{looks}', 'dim', self._stream)}"
+        )
+
+
+def follow(
+    look: Callable[[], Execution],
+    view: StateView,
+    *,
+    deadline: float,
+    poll_seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Execution:
+    """Shows the execution until it ends, or until `deadline` on the clock: then it comes back still running."""
+    try:
+        while True:
+            now = look()
+            view.show(now)
+            if now.status != RUNNING:
+                view.conclude(now)
+                return now
+            if clock() >= deadline:
+                return now
+            sleep(poll_seconds)
+    finally:
+        view.clear()

@@ -1,0 +1,44 @@
+"""Invoke the adapters that a loradrop stack serves. In the wheel this package is called loradrop_client.
+
+    from loradrop_client import Adapters
+
+    adapters = Adapters.of_stack("loradrop-dev")
+    print(adapters.chat("acme", "How are you?", max_tokens=64))
+    for piece in adapters.stream("acme", "Tell me a story."):
+        print(piece, end="", flush=True)
+
+Every failure is a LoradropError, whose message is a sentence for whoever reads it.
+"""
+
+from .adapters import Adapters, Message
+from .errors import (
+    AccessRefusedError,
+    AwsUnavailableError,
+    LoradropError,
+    ModelError,
+    ModelNotReadyError,
+    NoLiveComponentError,
+    StackNotFoundError,
+    StreamBrokenError,
+    explained,
+)
+from .stack import DEFAULT_STACK, STACK_VARIABLE, Stack, default_stack, read_stack
+
+__all__ = [
+    "DEFAULT_STACK",
+    "STACK_VARIABLE",
+    "AccessRefusedError",
+    "Adapters",
+    "AwsUnavailableError",
+    "LoradropError",
+    "Message",
+    "ModelError",
+    "ModelNotReadyError",
+    "NoLiveComponentError",
+    "Stack",
+    "StackNotFoundError",
+    "StreamBrokenError",
+    "default_stack",
+    "explained",
+    "read_stack",
+]

@@ -1,0 +1,109 @@
+"""What can go wrong, each with a sentence for the reader; and AWS's own errors in such sentences."""
+
+from botocore import exceptions as botocore
+from botocore.exceptions import BotoCoreError, ClientError
+
+
+class LoradropError(Exception):
+    """Any failure of this package."""
+
+
+class StackNotFoundError(LoradropError):
+    """There is no such stack here, or it is none of loradrop's."""
+
+
+class AccessRefusedError(LoradropError):
+    """The credentials are missing, expired or unknown, or a permission is."""
+
+
+class AwsUnavailableError(LoradropError):
+    """AWS could not be reached, or answered something else than asked for."""
+
+
+class NoLiveComponentError(LoradropError):
+    """No component of this adapter is live: it was never deployed, or was removed."""
+
+
+class ModelError(LoradropError):
+    """The model server, or SageMaker before it, will not answer this request; `status` is its HTTP status, if it gave one."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ModelNotReadyError(ModelError):
+    """Until the deadline, every try was told to come again: the model loads, is full, or calls are throttled."""
+
+
+class StreamBrokenError(ModelError):
+    """The answer broke off after it had begun. What came before is incomplete; nothing was tried again."""
+
+
+_NO_CREDENTIALS = (botocore.NoCredentialsError, botocore.NoAuthTokenError)
+_BAD_CREDENTIALS = (
+    botocore.PartialCredentialsError,
+    botocore.CredentialRetrievalError,
+    botocore.TokenRetrievalError,
+    botocore.SSOError,
+    botocore.ProfileNotFound,
+)
+_EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+_UNKNOWN_KEY_CODES = frozenset(
+    {
+        "AuthFailure",
+        "IncompleteSignature",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidSignatureException",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+_DENIED_CODES = frozenset(
+    {"AccessDenied", "AccessDeniedException", "AllAccessDisabled", "NotAuthorized", "UnauthorizedOperation"}
+)
+HOW_TO_SIGN_IN = "name a profile in AWS_PROFILE, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure` or `aws sso login`"
+
+
+def explained(error: BotoCoreError | ClientError, doing: str) -> LoradropError:
+    """An error of boto3 as one of ours. `doing` is what was tried, as in "could not read the stack acme"."""
+    if isinstance(error, ClientError):
+        return _answered(error, doing)
+    if isinstance(error, _NO_CREDENTIALS):
+        return AccessRefusedError(f"Could not {doing}: there are no AWS credentials here; {HOW_TO_SIGN_IN}.")
+    if isinstance(error, _BAD_CREDENTIALS):
+        return AccessRefusedError(f"Could not {doing}: {_sentence(error)} To sign in, {HOW_TO_SIGN_IN}.")
+    if isinstance(error, botocore.NoRegionError):
+        return AwsUnavailableError(
+            f"Could not {doing}: no AWS region is set; set AWS_DEFAULT_REGION, or run `aws configure set region`."
+        )
+    if isinstance(error, (botocore.ConnectionError, botocore.HTTPClientError)):
+        return AwsUnavailableError(
+            f"Could not {doing}: {_sentence(error)} Check the network, the region and AWS_ENDPOINT_URL."
+        )
+    return AwsUnavailableError(f"Could not {doing}: {_sentence(error)}")
+
+
+def _answered(error: ClientError, doing: str) -> LoradropError:
+    code, said = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
+    if code in _EXPIRED_CODES:
+        return AccessRefusedError(f"Could not {doing}: the AWS credentials have expired; sign in again ({code}).")
+    if code in _UNKNOWN_KEY_CODES:
+        # What AWS says here may quote the key.
+        return AccessRefusedError(
+            f"Could not {doing}: AWS does not know these credentials ({code}). Are they whole, and for this account? "
+            f"Else {HOW_TO_SIGN_IN}."
+        )
+    if code in _DENIED_CODES:
+        return AccessRefusedError(
+            f"Could not {doing}: AWS refused {error.operation_name}: {_sentence(said)} "
+            "docs/operations.md has the policies for pushing and for asking."
+        )
+    return AwsUnavailableError(f"Could not {doing}: {error.operation_name} answered {code}: {_sentence(said)}")
+
+
+def _sentence(said: object) -> str:
+    text = str(said).strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."

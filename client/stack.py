@@ -1,0 +1,60 @@
+"""A deployed loradrop stack: what it tells of itself."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from .errors import StackNotFoundError, explained
+
+STACK_VARIABLE = "LORADROP_STACK"
+DEFAULT_STACK = "loradrop-dev"
+# Of AWS's own API; the model is called with other limits.
+AWS_CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 4}, connect_timeout=5, read_timeout=20)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Outputs and parameters as CloudFormation has them."""
+
+    name: str
+    outputs: Mapping[str, str]
+    parameters: Mapping[str, str]
+
+    def output(self, key: str) -> str:
+        """Raises StackNotFoundError where the stack has no such output."""
+        if key not in self.outputs:
+            raise StackNotFoundError(
+                f"The stack {self.name} has no output {key}: it is none of loradrop's, or is not yet whole. "
+                "`sam deploy` makes or mends it."
+            )
+        return self.outputs[key]
+
+
+def default_stack() -> str:
+    """What LORADROP_STACK names, or else the stack of `sam deploy --config-env dev`."""
+    return os.environ.get(STACK_VARIABLE) or DEFAULT_STACK
+
+
+def read_stack(name: str, session: boto3.Session | None = None) -> Stack:
+    """Needs cloudformation:DescribeStacks. Raises StackNotFoundError, AccessRefusedError or AwsUnavailableError."""
+    region = None
+    try:
+        cloudformation = (session or boto3.Session()).client("cloudformation", config=AWS_CONFIG)
+        region = cloudformation.meta.region_name
+        [described] = cloudformation.describe_stacks(StackName=name)["Stacks"]
+    except (ClientError, BotoCoreError) as error:
+        if isinstance(error, ClientError) and error.response["Error"].get("Code") == "ValidationError":
+            raise StackNotFoundError(
+                f"There is no stack {name!r} in {region}, in the account of these credentials. Check its name, the region "
+                f"and the account, or set {STACK_VARIABLE}; `sam deploy` makes one."
+            ) from error
+        raise explained(error, f"read the stack {name}") from error
+    return Stack(
+        name,
+        {one["OutputKey"]: one["OutputValue"] for one in described.get("Outputs", [])},
+        {one["ParameterKey"]: one["ParameterValue"] for one in described.get("Parameters", [])},
+    )

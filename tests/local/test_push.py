@@ -1,0 +1,297 @@
+"""`loradrop push`, `loradrop invoke` and the Python client against the deployed stack."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.main import main
+from client import AccessRefusedError, Adapters
+from local.cloud import REGION
+from tests.adapters import adapter_files, good_tarball, wrapped_tarball
+
+from .account import ACCOUNT, unique
+from .conftest import REPOSITORY, Stack, eventually
+
+GREEDY: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
+Push = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def push(stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Push:
+    """The command as its user has it; its exit code and what it printed, the states as well."""
+    for name, value in stack.cloud.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LORADROP_STACK", stack.name)
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        code = main(["push", *map(str, arguments)])
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err
+
+    return run
+
+
+@pytest.fixture
+def adapter() -> str:
+    return unique("pushed")
+
+
+def write(folder: Path, adapter: str, body: bytes) -> Path:
+    path = folder / f"{adapter}.tar.gz"
+    path.write_bytes(body)
+    return path
+
+
+def test_a_good_adapter_is_live_when_the_command_ends(stack: Stack, push: Push, adapter: str, tmp_path: Path) -> None:
+    code, shown = push(write(tmp_path, adapter, good_tarball(seed=200)))
+    assert code == 0
+    component = stack.live(adapter)
+    assert component is not None
+    states = re.findall(r"✓ (\w+)", shown)
+    assert states[:2] == ["ReadUpload", "ClaimUpload"]
+    assert states[-1] == "AdapterDeployed"
+    assert f"{adapter} is live: component {component}" in shown
+    assert f'loradrop invoke {adapter} "How are you?" --stack {stack.name}' in shown
+
+
+def test_a_folder_is_deployed_and_the_outcome_is_told_to_programs(
+    stack: Stack, push: Push, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, data in adapter_files(seed=201).items():
+        (tmp_path / name).write_bytes(data)
+    assert main(["push", str(tmp_path), "--name", f"tenant/{adapter}", "--json"]) == 0
+    shown = capsys.readouterr()
+    printed = json.loads(shown.out)
+    assert printed["outcome"] == "deployed"
+    assert printed["component"] == stack.live(f"tenant/{adapter}")
+    assert printed["validation"]["accepted"]
+    described = stack.states.describe_execution(executionArn=printed["execution"])
+    assert json.loads(described["input"])["detail"]["object"]["version-id"] == printed["upload"]["version_id"]
+    assert "✓ AdapterDeployed" in shown.err  # for people, beside it
+
+
+def test_a_bad_adapter_is_refused_before_it_is_uploaded(stack: Stack, push: Push, adapter: str, tmp_path: Path) -> None:
+    code, shown = push(write(tmp_path, adapter, wrapped_tarball()))
+    assert code == 1
+    assert "WRAPPING_FOLDER" in shown
+    assert "Contents" not in stack.s3.list_objects_v2(Bucket=stack.uploads, Prefix=f"adapters/{adapter}")
+
+
+def test_what_the_stack_rejects_although_it_was_pushed_exits_1(push: Push, adapter: str, tmp_path: Path) -> None:
+    for name, data in adapter_files(rank=32, seed=202).items():
+        (tmp_path / name).write_bytes(data)
+    code, shown = push(tmp_path, "--name", adapter, "--base", "tiny-llama", "--max-rank", "64")
+    assert code == 1
+    assert "✗ AdapterRejected" in shown
+    assert f"{adapter} was rejected." in shown
+    assert "RANK_TOO_HIGH" in shown
+    assert "loradrop invoke" not in shown
+
+
+def test_a_deployment_that_fails_exits_3_with_its_reason(
+    stack: Stack, push: Push, adapter: str, tmp_path: Path
+) -> None:
+    stack.cloud.behave(create_fails="out of order")
+    code, shown = push(write(tmp_path, adapter, good_tarball(seed=203)))
+    assert code == 3
+    assert "✗ DeploymentFailed" in shown
+    assert "out of order" in shown
+
+
+def test_an_older_upload_ends_as_superseded_with_3(stack: Stack, push: Push, adapter: str, tmp_path: Path) -> None:
+    stack.cloud.behave(seconds_to_in_service=8.0)
+    path = write(tmp_path, adapter, good_tarball(seed=204))
+    newer: list[str] = []
+
+    def overtake() -> None:
+        eventually(lambda: stack.components(adapter), "the component of the older upload")
+        stack.cloud.behave(seconds_to_in_service=0.0)
+        newer.append(stack.upload(adapter, good_tarball(seed=205)))
+
+    overtaking = threading.Thread(target=overtake)
+    overtaking.start()
+    code, shown = push(path)
+    overtaking.join()
+    stack.end_of(stack.execution_of(newer[0]))
+    assert code == 3
+    assert f"This upload of {adapter} ends here: a newer upload" in shown
+
+
+def test_of_an_event_that_comes_twice_the_execution_that_has_the_upload_is_followed(
+    stack: Stack, push: Push, adapter: str, tmp_path: Path
+) -> None:
+    body = good_tarball(seed=216)
+    started: list[str] = []
+
+    def deliver() -> None:
+        def version() -> str | None:
+            listed = stack.s3.list_object_versions(Bucket=stack.uploads, Prefix=f"adapters/{adapter}.tar.gz")
+            return next((one["VersionId"] for one in listed.get("Versions", [])), None)
+
+        event = json.dumps(stack.event(adapter, eventually(version, "the upload"), "0A", len(body)))
+        for _ in range(2):
+            begun = stack.states.start_execution(stateMachineArn=stack.machine, input=event)
+            started.append(begun["executionArn"])
+            if len(started) == 1:  # so that it is the second that leaves the upload to the other
+                eventually(lambda: stack.registry(adapter).get("newest"), "the claim")
+
+    stack.cloud.behave(seconds_to_in_service=1.0)
+    with stack.rule_disabled():
+        delivering = threading.Thread(target=deliver)
+        delivering.start()
+        code, shown = push(write(tmp_path, adapter, body))
+        delivering.join()
+    assert code == 0
+    assert [stack.end_of(arn).states[-1] for arn in started] == ["AdapterDeployed", "EventRepeated"]
+    assert f"execution {started[0].rpartition(':')[2]}" in shown
+
+
+def test_pushes_at_once_each_follow_their_own(stack: Stack, push: Push, tmp_path: Path) -> None:
+    names = [unique("pushed") for _ in range(4)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "cli", "push", write(tmp_path, name, good_tarball(seed=206 + number)), "--json"],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        for number, name in enumerate(names)
+    ]
+    printed = [json.loads(process.communicate(timeout=90)[0]) for process in running]
+    assert [one["outcome"] for one in printed] == ["deployed"] * 4
+    assert [one["component"] for one in printed] == [stack.live(name) for name in names]
+
+
+def test_the_deadline_ends_the_watch_and_not_the_deployment(
+    stack: Stack, push: Push, adapter: str, tmp_path: Path
+) -> None:
+    stack.cloud.behave(seconds_to_in_service=3.0)
+    code, shown = push(write(tmp_path, adapter, good_tarball(seed=210)), "--timeout", "0.1")
+    assert code == 3
+    assert "The deployment goes on. To see how it ends: aws stepfunctions describe-execution" in shown
+    eventually(lambda: stack.live(adapter), "the deployment")
+
+
+@pytest.fixture
+def heeding_ctrl_c() -> Iterator[None]:
+    """What runs in the background is started with SIGINT ignored, and so it would stay for the command started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeding_ctrl_c")
+def test_ctrl_c_says_that_the_deployment_goes_on(stack: Stack, push: Push, adapter: str, tmp_path: Path) -> None:
+    stack.cloud.behave(seconds_to_in_service=4.0)
+    path = write(tmp_path, adapter, good_tarball(seed=211))
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "cli", "push", path],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if "CreateComponent" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert "The deployment goes on. To see how it ends: aws stepfunctions" in process.stderr.read()
+    eventually(lambda: stack.live(adapter), "the deployment")
+
+
+# Asking it
+
+
+def test_what_was_pushed_answers_the_client_and_the_command(
+    push: Push, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push(write(tmp_path, adapter, good_tarball(seed=212)))[0] == 0
+    adapters = Adapters.of_stack()
+    text = adapters.chat(adapter, "How are you?", **GREEDY)
+    assert "".join(adapters.stream(adapter, "How are you?", **GREEDY)) == text
+    command = ["invoke", adapter, "How are you?", "--max-tokens", "8", "--temperature", "0"]
+    for more in ([], ["--stream"]):
+        assert main([*command, *more]) == 0
+        assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_a_client_that_knew_the_retired_component_finds_the_new_one(
+    stack: Stack, push: Push, adapter: str, tmp_path: Path
+) -> None:
+    push(write(tmp_path, adapter, good_tarball(seed=213)))
+    adapters = Adapters.of_stack(cache_seconds=3600)
+    before, old = adapters.chat(adapter, "Hello", **GREEDY), adapters.live_component(adapter)
+    push(write(tmp_path, adapter, good_tarball(seed=214)))
+    eventually(lambda: old not in stack.components(adapter), "the old component to be gone")
+    assert adapters.live_component(adapter) == old
+    after = adapters.chat(adapter, "Hello", **GREEDY)
+    assert after not in ("", before)
+    assert adapters.live_component(adapter) == stack.live(adapter)
+
+
+# What it may do
+
+
+def documented(stack: Stack) -> list[dict[str, Any]]:
+    """The two policies of docs/operations.md, for this stack."""
+    section = (REPOSITORY / "docs/operations.md").read_text().partition("## Who may push")[2].partition("\n## ")[0]
+    known = {
+        "REGION": REGION,
+        "ACCOUNT": ACCOUNT,
+        "STACK": stack.name,
+        "UPLOAD_BUCKET": stack.uploads,
+        "STATE_MACHINE": stack.machine.rpartition(":")[2],
+        "REGISTRY": stack.outputs["RegistryTable"],
+        "ENDPOINT": stack.outputs["EndpointName"],
+    }
+    policies = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    return [json.loads(re.sub(r"[A-Z_]{5,}", lambda found: known[found[0]], policy)) for policy in policies]
+
+
+@pytest.fixture
+def as_user(stack: Stack, push: Push, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], None]:
+    """Become a new user who may do this and nothing else."""
+
+    def become(statements: list[dict[str, Any]]) -> None:
+        name = unique("pusher")
+        stack.iam.create_user(UserName=name)
+        document = json.dumps({"Version": "2012-10-17", "Statement": statements})
+        stack.iam.put_user_policy(UserName=name, PolicyName="may", PolicyDocument=document)
+        made = stack.iam.create_access_key(UserName=name)["AccessKey"]
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", made["AccessKeyId"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", made["SecretAccessKey"])
+
+    return become
+
+
+def test_the_documented_permissions_are_enough_and_each_is_needed(
+    stack: Stack, push: Push, adapter: str, tmp_path: Path, as_user: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    to_push, to_ask = (policy["Statement"] for policy in documented(stack))
+    path = write(tmp_path, adapter, good_tarball(seed=215))
+    as_user(to_push)
+    assert push(path)[0] == 0
+    as_user(to_ask)
+    assert Adapters.of_stack().chat(adapter, "Hello", **GREEDY)
+
+    for missing in to_push:
+        as_user([one for one in to_push if one is not missing])
+        code, shown = push(path)
+        assert code == 2, missing["Sid"]
+        assert "AWS refused" in shown
+        assert ("The upload is done" in shown) == (missing["Sid"] == "FollowExecution")
+    for missing in to_ask:
+        as_user([one for one in to_ask if one is not missing])
+        with pytest.raises(AccessRefusedError, match="AWS refused"):
+            Adapters.of_stack().chat(adapter, "Hello", **GREEDY)

@@ -1,0 +1,446 @@
+"""The Python client: whom it asks, what it tries again, and what it says when there is no answer."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    NoRegionError,
+    ProfileNotFound,
+    ReadTimeoutError,
+)
+
+from client import (
+    AccessRefusedError,
+    Adapters,
+    AwsUnavailableError,
+    LoradropError,
+    ModelError,
+    ModelNotReadyError,
+    NoLiveComponentError,
+    StackNotFoundError,
+    StreamBrokenError,
+    explained,
+)
+from client.wire import answer_of, pieces_of, text_of
+from local.hosting import SERVING, behaving
+from local.hosting.stand_in import AdapterLoadError, StandInEngine, Token
+from tests.adapters import good_tarball
+
+from .conftest import BASE, ENDPOINT, TABLE, Stack
+
+GREEDY = {"max_tokens": 12, "temperature": 0}
+
+
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class Shop:
+    """A stack with adapters that are live, and a client of it whose every call is noted."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self.time = Time()
+        self.calls: list[str] = []
+        self.session = boto3.Session()
+        self.session.events.register("before-call", self._note)
+        self.adapters = self.client()
+
+    def client(self, **settings: Any) -> Adapters:
+        return Adapters(
+            endpoint=ENDPOINT,
+            registry_table=TABLE,
+            session=self.session,
+            clock=self.time.clock,
+            sleep=self.time.sleep,
+            chance=lambda: 1.0,
+            **settings,
+        )
+
+    def _note(self, model: Any, **_: Any) -> None:
+        self.calls.append(model.name)
+
+    def deploy(self, component: str, *, adapter: str = "acme", seed: int = 0) -> None:
+        """Make a component, and make it live."""
+        self.stack.s3.put_object(Bucket="releases", Key=f"{component}.tar.gz", Body=good_tarball(seed=seed))
+        artifact = {"ArtifactUrl": f"s3://releases/{component}.tar.gz"}
+        self.stack.sagemaker.create_inference_component(
+            InferenceComponentName=component,
+            EndpointName=ENDPOINT,
+            Specification={"BaseInferenceComponentName": BASE, "Container": artifact},
+        )
+        self.point(component, adapter=adapter)
+
+    def point(self, component: str, *, adapter: str = "acme") -> None:
+        item = {"adapter": {"S": adapter}, "live": {"M": {"component": {"S": component}}}}
+        self.stack.dynamodb.put_item(TableName=TABLE, Item=item)
+
+    def retire(self, component: str) -> None:
+        self.stack.sagemaker.delete_inference_component(InferenceComponentName=component)
+
+
+@pytest.fixture
+def shop(stack: Stack) -> Shop:
+    shop = Shop(stack)
+    shop.deploy("acme-1", seed=1)
+    return shop
+
+
+# Asking
+
+
+def test_one_question_in_every_way_gets_one_answer(shop: Shop) -> None:
+    text = shop.adapters.chat("acme", "How are you?", **GREEDY)
+    assert len(text.split()) > 3
+    messages = [{"role": "user", "content": "How are you?"}]
+    assert shop.adapters.chat("acme", messages, **GREEDY) == text
+    pieces = list(shop.adapters.stream("acme", "How are you?", **GREEDY))
+    assert len(pieces) > 3
+    assert "".join(pieces) == text
+    answer = shop.adapters.invoke("acme", {"messages": messages, **GREEDY})
+    assert answer["choices"][0]["message"]["content"] == text
+
+
+def test_a_whole_prompt_is_asked_and_streamed_too(shop: Shop) -> None:
+    request = {"inputs": "Once", "parameters": {"max_new_tokens": 12, "temperature": 0}}
+    text = shop.adapters.invoke("acme", request)["generated_text"]
+    assert text
+    assert shop.adapters.chat("acme", request) == text
+    assert "".join(shop.adapters.stream("acme", request)) == text
+    completion = {"prompt": "Once", "max_tokens": 12, "temperature": 0}
+    assert "".join(shop.adapters.stream("acme", completion)) == shop.adapters.chat("acme", completion) != ""
+
+
+def test_a_system_message_goes_first_and_not_into_a_whole_request(shop: Shop) -> None:
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert shop.adapters.chat("acme", "Hello", system="Be brief.", **GREEDY) == shop.adapters.chat(
+        "acme", asked, **GREEDY
+    )
+    with pytest.raises(TypeError, match="holds its own system message"):
+        shop.adapters.chat("acme", {"inputs": "Hello"}, system="Be brief.")
+
+
+def test_adapters_are_told_apart(shop: Shop) -> None:
+    shop.deploy("globex-1", adapter="tenant/globex", seed=2)
+    assert shop.adapters.live_component("tenant/globex") == "globex-1"
+    assert shop.adapters.chat("acme", "Hello", **GREEDY) != shop.adapters.chat("tenant/globex", "Hello", **GREEDY)
+
+
+# The live component
+
+
+def test_the_pointer_is_kept_for_seconds_and_then_read_again(shop: Shop) -> None:
+    assert shop.adapters.live_component("acme") == "acme-1"
+    shop.point("acme-2")
+    shop.time.now = 4.9
+    assert shop.adapters.live_component("acme") == "acme-1"
+    shop.time.now = 5.0
+    assert shop.adapters.live_component("acme") == "acme-2"
+    assert shop.calls.count("GetItem") == 2
+
+
+def test_threads_share_what_is_known(shop: Shop) -> None:
+    shop.adapters.live_component("acme")
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: shop.adapters.chat("acme", "Hello", **GREEDY), range(32)))
+    assert len(set(answers)) == 1
+    assert shop.calls.count("GetItem") == 1
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_component_that_was_retired_in_between_is_looked_up_anew(shop: Shop, streamed: bool) -> None:
+    def ask() -> str:
+        if streamed:
+            return "".join(shop.adapters.stream("acme", "Hello", **GREEDY))
+        return shop.adapters.chat("acme", "Hello", **GREEDY)
+
+    before = ask()
+    shop.deploy("acme-2", seed=2)
+    assert ask() == before  # the pointer is known still
+    shop.retire("acme-1")
+    assert ask() not in ("", before)
+    assert shop.time.slept == []
+    assert shop.calls.count("GetItem") == 2
+
+
+def test_a_component_that_is_gone_and_still_named_is_told_after_one_more_look(shop: Shop) -> None:
+    shop.adapters.chat("acme", "Hello", **GREEDY)
+    shop.retire("acme-1")
+    with pytest.raises(ModelError, match=r"acme-1 answered 400 \(ValidationError\)") as refused:
+        shop.adapters.chat("acme", "Hello", **GREEDY)
+    assert refused.value.status == 400
+    assert type(refused.value) is ModelError
+    assert (shop.calls.count("GetItem"), shop.time.slept) == (2, [])
+
+
+def test_an_adapter_without_a_component_is_told_so(shop: Shop) -> None:
+    shop.stack.dynamodb.put_item(TableName=TABLE, Item={"adapter": {"S": "claimed"}, "components": {"M": {}}})
+    for adapter in ("nobody", "claimed"):
+        with pytest.raises(NoLiveComponentError, match=f"No component of the adapter '{adapter}' is live"):
+            shop.adapters.chat(adapter, "Hello")
+
+
+# Trying again
+
+
+@pytest.mark.parametrize("status", [424, 429, 500, 503, 530])
+def test_what_may_succeed_a_moment_later_is_tried_again(shop: Shop, status: int) -> None:
+    expected = shop.adapters.chat("acme", "Hello", **GREEDY)
+    with behaving(invoke_errors={"times": 3, "status": status}):
+        assert shop.adapters.chat("acme", "Hello", **GREEDY) == expected
+    with behaving(invoke_errors={"times": 1, "status": status}):
+        assert "".join(shop.adapters.stream("acme", "Hello", **GREEDY)) == expected
+    assert shop.time.slept == [0.5, 1.0, 2.0, 0.5]
+
+
+def test_the_delay_is_random_and_bounded_and_the_deadline_kept(shop: Shop) -> None:
+    with (
+        behaving(invoke_errors={"times": 1000, "status": 503}),
+        pytest.raises(
+            ModelNotReadyError, match=r"No answer from acme after 11 tries in 56 s; the last: acme-1 answered 503"
+        ),
+    ):
+        shop.adapters.chat("acme", "Hello")
+    assert shop.time.slept == [0.5, 1.0, 2.0, 4.0, *[8.0] * 6]
+    impatient = shop.client(deadline_seconds=0)
+    with behaving(invoke_errors={"times": 1, "status": 503}), pytest.raises(ModelNotReadyError, match="after 1 tries"):
+        impatient.chat("acme", "Hello")
+
+
+def test_a_new_component_is_taken_while_the_old_is_not_ready(shop: Shop) -> None:
+    shop.adapters.chat("acme", "Hello", **GREEDY)
+    shop.deploy("acme-2", seed=2)
+    with behaving(invoke_errors={"times": 1000, "status": 424, "component": "acme-1"}):
+        assert shop.adapters.chat("acme", "Hello", **GREEDY)
+    assert shop.adapters.live_component("acme") == "acme-2"
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({}, "must contain prompt, inputs, or messages"),
+        ({"inputs": "Hello", "parameters": {"max_new_tokens": 0}}, "max_new_tokens"),
+        ({"messages": []}, "at least one"),
+    ],
+)
+def test_what_will_never_succeed_is_not_tried_again(shop: Shop, request_: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said) as refused:
+        shop.adapters.invoke("acme", request_)
+    assert type(refused.value) is ModelError
+    assert shop.time.slept == []
+    assert shop.calls.count("InvokeEndpoint") == 1
+
+
+class BreaksOff(StandInEngine):
+    """Loses the adapter in the middle of a streamed answer."""
+
+    AdapterLoadError = AdapterLoadError  # hosting looks for it in the engine's module
+
+    def stream(self, *arguments: Any, **more: Any) -> Iterator[Token]:
+        for number, token in enumerate(super().stream(*arguments, **more)):
+            if number == 2:
+                raise LookupError("the adapter was unloaded")
+            yield token
+
+
+@contextmanager
+def serving(engine: Callable[[], Any]) -> Iterator[None]:
+    SERVING.serve_with(engine)
+    try:
+        yield
+    finally:
+        SERVING.serve_with(StandInEngine)
+
+
+def test_a_stream_that_has_begun_is_not_tried_again(stack: Stack) -> None:
+    with serving(BreaksOff):
+        shop = Shop(stack)
+        shop.deploy("acme-1")
+        pieces: list[str] = []
+        with pytest.raises(StreamBrokenError, match=r"broke off its answer.*the adapter was unloaded"):
+            pieces.extend(shop.adapters.stream("acme", "Hello", **GREEDY))
+    assert pieces
+    assert shop.calls.count("InvokeEndpointWithResponseStream") == 1
+
+
+# The wire
+
+
+CHAT = [
+    {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]},
+    {"choices": [{"index": 0, "delta": {"content": "Grüße, "}, "finish_reason": None}]},
+    {"choices": [{"index": 0, "delta": {"content": "世界 🌍"}, "finish_reason": None}]},
+    {"choices": [{"index": 0, "delta": {"content": "\u2028\n"}, "finish_reason": "stop"}]},
+    {"choices": [], "usage": {"completion_tokens": 3}},
+]
+TOKENS = [
+    {"token": {"id": 1, "text": "Grüße, ", "logprob": -0.1}},
+    {"token": {"id": 2, "text": "世界 🌍", "logprob": -0.1}},
+    {
+        "token": {"id": 3, "text": "\u2028\n", "logprob": -0.1},
+        "generated_text": "Grüße, 世界 🌍\u2028\n",
+        "details": {"finish_reason": "length"},
+    },
+]
+TEXT = "Grüße, 世界 🌍\u2028\n"
+
+
+def lines(events: list[dict[str, Any]], before: str = "", after: str = "\n") -> bytes:
+    return "".join(before + json.dumps(event, ensure_ascii=False) + after for event in events).encode()
+
+
+STREAMS = {
+    "chat, bare lines": lines(CHAT),
+    "chat, server-sent events": b": hello\n\nevent: message\n" + lines(CHAT, "data: ", "\n\n") + b"data: [DONE]\n\n",
+    "chat, server-sent events with CRLF": lines(CHAT, "data:", "\r\n\r\n") + b"data: [DONE]\r\n\r\n",
+    "tokens": lines(TOKENS),
+    "tokens without the last newline": lines(TOKENS).rstrip(),
+    "tokens, and then the whole text": lines([*TOKENS[:2], {"token": {"text": "\u2028\n"}}, {"generated_text": TEXT}]),
+    "not streamed at all": lines([{"generated_text": TEXT}]),
+    "chat, not streamed at all": lines([{"choices": [{"message": {"content": TEXT}, "finish_reason": "stop"}]}]),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS)
+def test_a_stream_may_be_cut_anywhere(stream: bytes) -> None:
+    for size in (1, 2, 3, 7, 64, len(stream)):
+        parts = [stream[at : at + size] for at in range(0, len(stream), size)]
+        assert "".join(pieces_of(parts)) == TEXT
+    for cut in range(len(stream)):
+        assert "".join(pieces_of([stream[:cut], b"", stream[cut:]])) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("stream", "said", "status"),
+    [
+        (lines([*TOKENS[:2], {"error": "out of memory", "code": 500}]), "out of memory", 500),
+        (lines([CHAT[1], {"error": {"message": "too long", "code": 400}}], "data: "), "too long", 400),
+        (lines([CHAT[1], {"object": "error", "message": "engine died", "code": 500}], "data: "), "engine died", 500),
+        (lines([TOKENS[0], {"token": {"text": ""}, "details": {"finish_reason": "error"}}]), "the engine failed", None),
+        (lines(CHAT[:2]), "ended in the middle", None),
+        (lines(TOKENS[:1]) + b'{"token": {"te', "no JSON", None),
+        (lines(TOKENS[:1]) + b"Internal Server Error\n", "no JSON: 'Internal Server Error'", None),
+    ],
+)
+def test_a_stream_that_breaks_off_says_so_after_what_came(stream: bytes, said: str, status: int | None) -> None:
+    pieces: list[str] = []
+    with pytest.raises(StreamBrokenError, match=said) as broken:
+        pieces.extend(pieces_of([stream]))
+    assert "".join(pieces).startswith("Grüße, ")
+    assert broken.value.status == status
+
+
+def test_whole_answers_of_all_schemas_have_a_text() -> None:
+    assert text_of(answer_of(b'{"generated_text": "yes"}')) == "yes"
+    assert text_of(answer_of(b'[{"generated_text": "yes"}]')) == "yes"
+    assert text_of(answer_of(b'{"choices": [{"text": "yes"}]}')) == "yes"
+    assert text_of(answer_of(b'{"choices": [{"message": {"content": "yes"}}]}')) == "yes"
+    assert text_of(answer_of(b'{"choices": [{"message": {"content": null, "tool_calls": []}}]}')) == ""
+
+
+@pytest.mark.parametrize("body", [b"", b"no", b"[]", b'"text"', b'{"error": "no", "code": 424}', b'{"outputs": []}'])
+def test_what_is_no_answer_is_an_error(body: bytes) -> None:
+    with pytest.raises(ModelError):
+        text_of(answer_of(body))
+
+
+# Stacks
+
+
+OUTPUTS = {"EndpointName": ENDPOINT, "RegistryTable": TABLE}
+
+
+def make_stack(stack: Stack, name: str, outputs: dict[str, str]) -> None:
+    template = {
+        "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
+        "Outputs": {key: {"Value": value} for key, value in outputs.items()},
+    }
+    boto3.client("cloudformation").create_stack(StackName=name, TemplateBody=json.dumps(template))
+
+
+def test_a_stack_is_known_by_its_name_or_by_the_environment(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_stack(shop.stack, "shop", OUTPUTS)
+    assert Adapters.of_stack("shop").live_component("acme") == "acme-1"
+    monkeypatch.setenv("LORADROP_STACK", "shop")
+    assert Adapters.of_stack(cache_seconds=1).live_component("acme") == "acme-1"
+    monkeypatch.delenv("LORADROP_STACK")
+    with pytest.raises(StackNotFoundError, match="no stack 'loradrop-dev' in us-east-1"):
+        Adapters.of_stack()
+
+
+def test_a_stack_of_something_else_is_told_so(shop: Shop) -> None:
+    make_stack(shop.stack, "other", {"Url": "https://example.com"})
+    with pytest.raises(StackNotFoundError, match="other has no output EndpointName"):
+        Adapters.of_stack("other")
+
+
+def test_without_a_region_a_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(AwsUnavailableError, match="no AWS region is set"):
+        Adapters(endpoint=ENDPOINT, registry_table=TABLE)
+    with pytest.raises(AwsUnavailableError, match="no AWS region is set"):
+        Adapters.of_stack("shop")
+
+
+# Errors of AWS
+
+
+def answered(code: str, message: str = "It quotes AKIASECRET") -> ClientError:
+    return ClientError({"Error": {"Code": code, "Message": message}}, "GetItem")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (answered("ExpiredToken"), AccessRefusedError, "have expired; sign in again"),
+        (answered("ExpiredTokenException"), AccessRefusedError, "have expired"),
+        (answered("InvalidAccessKeyId"), AccessRefusedError, "does not know these credentials"),
+        (answered("SignatureDoesNotMatch"), AccessRefusedError, "does not know these credentials"),
+        (
+            answered("AccessDenied", "Access Denied"),
+            AccessRefusedError,
+            "refused GetItem: Access Denied. docs/operations.md",
+        ),
+        (
+            answered("ResourceNotFoundException", "no table"),
+            AwsUnavailableError,
+            "answered ResourceNotFoundException: no table.",
+        ),
+        (NoCredentialsError(), AccessRefusedError, "no AWS credentials here; name a profile in AWS_PROFILE"),
+        (ProfileNotFound(profile="x"), AccessRefusedError, "profile (x) could not be found. To sign in"),
+        (NoRegionError(), AwsUnavailableError, "set AWS_DEFAULT_REGION"),
+        (EndpointConnectionError(endpoint_url="https://x"), AwsUnavailableError, "Check the network"),
+        (ReadTimeoutError(endpoint_url="https://x"), AwsUnavailableError, "Check the network"),
+    ],
+)
+def test_an_error_of_aws_is_a_sentence_that_says_what_to_do(
+    error: ClientError | BotoCoreError, kind: type[LoradropError], said: str
+) -> None:
+    mine = explained(error, "read it")
+    assert type(mine) is kind
+    assert str(mine).startswith("Could not read it: ")
+    assert said in str(mine)
+    assert "AKIASECRET" not in str(mine)
