@@ -48,8 +48,9 @@ local-tests: setup ## The stack, deployed by sam on the local cloud
 	@echo "== the stack on the local cloud"
 	$(BIN)/python -m pytest tests/local -q
 
-docs: ## Generate docs/problems.md
+docs: ## Generate docs/problems.md and docs/recipe.md
 	$(BIN)/python -m cli codes --markdown > docs/problems.md
+	$(BIN)/python -m training.recipe > docs/recipe.md
 
 clean: ## Remove what was made: environments, caches, builds
 	rm -rf $(VENV) $(TOOLS) .cache .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .packing import CommandError
-from .terminal import safe, safe_text
+from .terminal import CommandError, safe, safe_text
 
 # In the wheel the client has a name of its own; mypy knows it by its folder.
 if TYPE_CHECKING or __package__ == "cli":

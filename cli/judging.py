@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loradrop.judge import judge
+from loradrop.packing import all_entries, judge_folder, size_of
 from loradrop.policy import DEFAULT_POLICY
 from loradrop.profile import BaseProfile, load_profile
 from loradrop.report import Report
 
-from .packing import all_entries, judge_folder, size_of
 from .tables import report_lines
 from .terminal import Progress
 

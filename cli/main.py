@@ -8,10 +8,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from loradrop import __version__
 from loradrop.judge import ADAPTER_FILES
+from loradrop.packing import PackingError, adapter_below, check_output, own_entries, package, part_beside, size_of
 from loradrop.problems import ProblemCode
 from loradrop.profile import (
     DEFAULT_ENGINE_VERSION,
@@ -24,9 +25,14 @@ from loradrop.report import Report
 from loradrop.strict_json import JsonError, parse_object
 
 from .judging import chosen_profile, judge_path, judge_stream, print_report
-from .packing import CommandError, adapter_below, check_output, own_entries, package, part_beside, size_of
 from .tables import code_document, code_lines
-from .terminal import Progress, megabytes, safe
+from .terminal import CommandError, Progress, megabytes, safe
+
+# In the wheel the training has a name of its own; mypy knows it by its folder.
+if TYPE_CHECKING or __package__ == "cli":
+    from training.arguments import DESCRIPTION, add_arguments
+else:
+    from loradrop_training.arguments import DESCRIPTION, add_arguments
 
 ACCEPTED, REJECTED, UNUSABLE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143
 DEFAULT_PROFILE = "llama-3.1-8b-instruct"
@@ -40,12 +46,21 @@ examples:
   loradrop validate out/checkpoint-500 --base tiny-llama --json
   aws s3 cp s3://bucket/acme.tar.gz - | loradrop validate -
   loradrop package out/checkpoint-500 -o acme.tar.gz
+  loradrop train training/recipes/sentiment-tiny.yaml
   loradrop push acme.tar.gz --stack loradrop-dev
   loradrop invoke acme "How are you?"
   loradrop profile ./my-base-model --max-rank 64 -o my-base.json
   loradrop codes SHAPE_MISMATCH
 
-exit codes: 0 accepted or done, 1 rejected, 2 wrong usage, unreadable, or AWS out of reach; push and invoke have more
+exit codes: 0 accepted or done, 1 rejected, 2 wrong usage, unreadable, or AWS out of reach; train, push and invoke have more
+"""
+_TRAIN_CODES = """\
+exit codes:
+  0    trained, weighed and packed
+  1    refused: by the judge, for the data, or because it cannot fit (with --require-better: or not better than the base)
+  2    wrong usage, a wrong recipe, or a base that cannot be had
+  3    the training failed: out of memory, or a loss that is not finite
+  130  interrupted; --resume goes on
 """
 _PUSH_CODES = """\
 exit codes:
@@ -81,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
-    except (CommandError, ProfileError) as error:
+    except (CommandError, PackingError, ProfileError) as error:
         return _unusable(str(error))
     except BrokenPipeError:
         _give_up_stdout()
@@ -113,7 +128,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="loradrop",
-        description="Judge, package, deploy and ask LoRA adapters.",
+        description="Train, judge, package, deploy and ask LoRA adapters.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -138,6 +153,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_output(pack, "FILE.tar.gz")
     _add_base(pack)
     pack.set_defaults(run=_package)
+
+    train = commands.add_parser(
+        "train",
+        help="make an adapter of labelled text, and prove it",
+        description=f"{DESCRIPTION} Needs: pip install 'loradrop[train]'",
+        epilog=_TRAIN_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(train)
+    train.set_defaults(run=_train)
 
     push = commands.add_parser(
         "push",
@@ -274,6 +299,20 @@ def _package_notes(folder: Path, output: Path, report: Report) -> list[str]:
         more = ", …" if len(others) > MAX_LISTED_NAMES else ""
         notes.append(f"Left out, as serving needs none of it: {', '.join(others[:MAX_LISTED_NAMES])}{more}")
     return notes
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the training keeps a checkpoint
+    try:
+        if TYPE_CHECKING or __package__ == "cli":
+            from training import fine_tune
+        else:
+            from loradrop_training import fine_tune
+    except ImportError as error:
+        raise CommandError(
+            f"Training needs packages that are not installed ({error.name}): pip install 'loradrop[train]'."
+        ) from error
+    return fine_tune.run(arguments)
 
 
 def _push(arguments: argparse.Namespace) -> int:

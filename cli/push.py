@@ -22,13 +22,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from loradrop.names import UPLOAD_PREFIX, UPLOAD_SUFFIX, AdapterNameInvalidError, adapter_name
 from loradrop.outcome import Outcome
+from loradrop.packing import adapter_below, own_entries, package, size_of
 from loradrop.profile import BaseProfile, ProfileError
 from loradrop.report import Report
 
 from .executions import RUNNING, Execution, StateView, UploadExecutions, follow, look_at
 from .judging import chosen_profile, judge_stream, print_report
-from .packing import CommandError, adapter_below, own_entries, package, size_of
-from .terminal import Progress, megabytes, safe
+from .terminal import CommandError, Progress, megabytes, safe
 
 # In the wheel the client has a name of its own; mypy knows it by its folder.
 if TYPE_CHECKING or __package__ == "cli":

@@ -13,6 +13,10 @@ _BAR_CELLS = 24
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 
 
+class CommandError(Exception):
+    """Wrong usage, or something that cannot be read or written. The message is a sentence for a person."""
+
+
 def safe(text: str) -> str:
     """The text with every control character, direction mark and lone surrogate spelled out: \\x1b."""
     if text.isprintable():

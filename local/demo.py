@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.executions import RUNNING, Execution, StateView, follow, look_at
+from training.sentiment import LABELS, MAX_NEW_TOKENS, held_out, sentiment_adapter
 
 from .cloud import REPOSITORY, LocalCloud
 from .stack import DeployedStack
@@ -102,10 +103,7 @@ def _demo(port: int) -> None:
 
 
 def _build_adapter() -> Path:
-    # Late: torch takes seconds to import.
-    with console.status("   importing torch, transformers and peft"):
-        from training.sentiment import sentiment_adapter
-    adapter: Path = sentiment_adapter()
+    adapter = sentiment_adapter()
     size = adapter.stat().st_size / 1000
     console.print(
         f"   {adapter.relative_to(REPOSITORY)}: tells positive from negative reviews, {size:,.0f} kB", soft_wrap=True
@@ -203,18 +201,18 @@ def _watch(stack: Stack, execution: str) -> Execution:
 
 
 def _compare(stack: Stack, component: str) -> None:
-    from training.sentiment import MAX_NEW_TOKENS, held_out_sentences, label_of, prompt_of
+    from training.evaluation import label_of  # its statistics take a second to import
 
-    examples = held_out_sentences()
+    examples = held_out()
     table = Table(box=None, padding=(0, 2, 0, 3))
     for column in ("sentence", "truth", "base", "acme"):
         table.add_column(column, overflow="fold")
     right = {stack.outputs["BaseComponentName"]: 0, component: 0}
     with console.status("") as status:
         for number, example in enumerate(examples):
-            answers = {one: stack.ask(one, prompt_of(example.text), MAX_NEW_TOKENS) for one in right}
+            answers = {one: stack.ask(one, example.prompt, MAX_NEW_TOKENS) for one in right}
             for one, answer in answers.items():
-                right[one] += label_of(answer) == example.label
+                right[one] += label_of(answer, LABELS) == example.label
             if number < SHOWN_SENTENCES:
                 table.add_row(
                     example.text, example.label, *(Text(answer.strip() or "(nothing)") for answer in answers.values())

@@ -460,7 +460,7 @@ class _Ledger(TorchDispatchMode):
         self.at_peak = dict(self._now)
         self.flops = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0  # transformers asks whether examples are packed: they are not
         out = func(*args, **(kwargs or {}))

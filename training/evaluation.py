@@ -373,10 +373,13 @@ def _wilson(share: float, count: int) -> Estimate:
     return Estimate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)))
 
 
-def smoke_lines(evaluation: Evaluation, *, per_label: int = 2, at_most: int = SMOKE_PROMPTS) -> list[str]:
+def smoke_lines(
+    evaluation: Evaluation, *, begins: str = "", per_label: int = 2, at_most: int = SMOKE_PROMPTS
+) -> list[str]:
     """Lines of `smoke.jsonl`: held-out questions that the adapter gets right and the base does not. Empty if there is none.
 
     The surest come first, one of each label before a second of any; for free text, those that the base misses by most.
+    `begins` is the token that a server puts before every prompt (vLLM: add_special_tokens), and so is left out here.
     """
     sure: dict[str, tuple[float, str]] = {}  # line -> how sure, truth
     for one in evaluation.answered:
@@ -390,7 +393,9 @@ def smoke_lines(evaluation: Evaluation, *, per_label: int = 2, at_most: int = SM
         if expect is None or (evaluation.labels and width < SURE_NATS):
             continue
         parameters = {"max_new_tokens": min(evaluation.max_new_tokens, MAX_NEW_TOKENS)}
-        line = json.dumps({"inputs": one.question.prompt, "parameters": parameters, "expect": expect})
+        line = json.dumps(
+            {"inputs": one.question.prompt.removeprefix(begins), "parameters": parameters, "expect": expect}
+        )
         if _is_accepted(line):
             sure[line] = (width, truth)
     taken: Counter[str] = Counter()

@@ -64,8 +64,14 @@ def chat_example(tokenizer: Any, text: str, answer: str, system: str | None = No
 
 def plain_example(tokenizer: Any, text: str, answer: str) -> Example:
     """Prompt and answer as they stand, between the tokens that the tokenizer begins and ends a text with."""
-    begins = tokenizer("")["input_ids"] == [tokenizer.bos_token_id] and not text.startswith(tokenizer.bos_token)
-    return Example((tokenizer.bos_token if begins else "") + text, ended(answer, tokenizer.eos_token))
+    begins = begins_with(tokenizer)
+    return Example(begins + text.removeprefix(begins), ended(answer, tokenizer.eos_token))
+
+
+def begins_with(tokenizer: Any) -> str:
+    """The token that the tokenizer puts before a text, as text; empty where it puts none."""
+    ids: list[int] = tokenizer("")["input_ids"]
+    return str(tokenizer.bos_token) if ids[:1] == [tokenizer.bos_token_id] else ""
 
 
 def ended(answer: str, eos_token: str) -> str:

@@ -135,7 +135,7 @@ def train(
     model.train()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with _stoppable() as stop, _Bar(total, done, is_shown=rank == 0) as bar, log:
+    with _stoppable() as stop, Bar(total, done, is_shown=rank == 0) as bar, log:
         for step, groups in enumerate(schedule(examples, optimisation, count)):
             if step < done:
                 continue
@@ -161,7 +161,7 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             entry = log.add(step + 1, (step + 1) / in_epoch, loss.item(), rate, norm.item(), _tokens(groups), device)
-            bar.show(entry)
+            bar.show(entry.step, entry.loss, _tokens(groups))
             is_due = (step + 1) % optimisation.checkpoint_steps == 0 or step + 1 == total
             if (is_due or stop.signal_number) and rank == 0:
                 log.flush()
@@ -302,43 +302,42 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-class _Bar:
+class Bar:
     """Loss, tokens per second and the time left: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, total: int, done: int, *, is_shown: bool) -> None:
+    def __init__(self, total: int, done: int = 0, *, is_shown: bool = True) -> None:
         self._total = total
         self._done = done
-        self._is_shown = is_shown
         is_terminal = is_shown and sys.stderr.isatty()
         self._bar = tqdm(
             total=total, initial=done, unit="step", desc="training", dynamic_ncols=True, disable=not is_terminal
         )
         self._has_lines = is_shown and not is_terminal
-        self._started = time.perf_counter()
-        self._next_line = self._started
+        self._started = self._last = self._next_line = time.perf_counter()
         self._smooth_loss = math.nan
         self._speed = math.nan
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> "Bar":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def show(self, entry: Logged) -> None:
-        if not self._is_shown:
-            return
-        self._smooth_loss = _smooth(self._smooth_loss, entry.loss)
-        self._speed = _smooth(self._speed, entry.tokens_per_second)
+    def show(self, step: int, loss: float, tokens: int) -> None:
+        """`loss` is in nats, `tokens` those of this step."""
+        now = time.perf_counter()
+        self._smooth_loss = _smooth(self._smooth_loss, loss)
+        self._speed = _smooth(self._speed, tokens / (now - self._last))
+        self._last = now
         self._bar.set_postfix_str(f"loss {self._smooth_loss:.3f} nats, {self._speed:,.0f} tokens/s", refresh=False)
         self._bar.update()
-        now = time.perf_counter()
-        if self._has_lines and (now >= self._next_line or entry.step == self._total):
+        if self._has_lines and (now >= self._next_line or step == self._total):
             self._next_line = now + _SECONDS_BETWEEN_LINES
-            left = (now - self._started) / (entry.step - self._done) * (self._total - entry.step)
+            seconds = now - self._started
+            left = seconds / (step - self._done) * (self._total - step)
             print(
-                f"  step {entry.step:>5}/{self._total}  loss {self._smooth_loss:.3f} nats  {self._speed:>9,.0f} tokens/s"
-                f"  {now - self._started:4.0f} s elapsed, {left:3.0f} s left",
+                f"  step {step:>5}/{self._total}  loss {self._smooth_loss:.3f} nats  {self._speed:>9,.0f} tokens/s"
+                f"  {seconds:4.0f} s elapsed, {left:3.0f} s left",
                 flush=True,
             )
 

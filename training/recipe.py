@@ -294,3 +294,21 @@ def _shown(default: Any) -> str:
         if not isinstance(default, int | float) or isinstance(default, bool)
         else f"{default:g}"
     )
+
+
+def recipe_document() -> str:
+    """docs/recipe.md."""
+    lines = [
+        "# Recipes",
+        "",
+        "A recipe is one YAML file; `training/recipes/` holds three. Unknown keys, wrong types and values out of range are told with their line, all at once.",
+        "Files are named relative to the recipe. This page is made by `make docs` from training/recipe.py.",
+        "",
+        "| key | default | what it is |",
+        "|---|---|---|",
+    ]
+    return "\n".join([*lines, *(f"| `{name}` | {default} | {about} |" for name, default, about in keys())]) + "\n"
+
+
+if __name__ == "__main__":
+    print(recipe_document(), end="")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from training.recipe import MODULES, Recipe, RecipeError, keys, read_recipe
+from training.recipe import MODULES, Recipe, RecipeError, keys, read_recipe, recipe_document
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "training" / "recipes").glob("*.yaml"))
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = sorted((REPOSITORY / "training" / "recipes").glob("*.yaml"))
 GOOD = """\
 name: acme
 base:
@@ -133,3 +134,7 @@ def test_every_key_is_documented() -> None:
     assert {"name", "base.model", "data.train", "lora.rank", "optimisation.seed", "evaluation.examples"} <= set(
         documented
     )
+
+
+def test_the_document_is_made_from_the_keys() -> None:
+    assert (REPOSITORY / "docs" / "recipe.md").read_text() == recipe_document()

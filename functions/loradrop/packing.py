@@ -26,8 +26,8 @@ _CHUNK_BYTES = 256 * 1024
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
 
-class CommandError(Exception):
-    """Wrong usage, or something that cannot be read or written. The message is a sentence for a person."""
+class PackingError(Exception):
+    """A folder that cannot be packed, or a tarball that cannot be written. The message is a sentence for a person."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def package(folder: Path, output: Path, profile: BaseProfile, advance: Advance) 
     """Writes the adapter's own files to `output`; only if the judge, reading what is written, accepts it."""
     entries = own_entries(folder)
     if any(output.exists() and output.samefile(entry.path) for entry in entries):
-        raise CommandError(f"{output} is one of the adapter's own files; choose another name for the tarball.")
+        raise PackingError(f"{output} is one of the adapter's own files; choose another name for the tarball.")
     # Trained weights repeat nothing: Huffman codes alone make them smaller than level 6 does, five times as fast.
     compressor = zlib.compressobj(6, wbits=-zlib.MAX_WBITS, strategy=zlib.Z_HUFFMAN_ONLY)
     with part_beside(output) as part:
@@ -106,14 +106,14 @@ def package(folder: Path, output: Path, profile: BaseProfile, advance: Advance) 
 
 
 def check_output(output: Path, *, force: bool) -> None:
-    """Raises CommandError where `output` cannot be written, or is there already and may not be replaced."""
+    """Raises PackingError where `output` cannot be written, or is there already and may not be replaced."""
     if not output.parent.is_dir():
-        raise CommandError(f"There is no folder {output.parent} to write {output.name} to.")
+        raise PackingError(f"There is no folder {output.parent} to write {output.name} to.")
     if os.path.lexists(output):
         if not output.is_file():
-            raise CommandError(f"{output} is not a file; name the file to write.")
+            raise PackingError(f"{output} is not a file; name the file to write.")
         if not force:
-            raise CommandError(f"{output} is there already; --force replaces it.")
+            raise PackingError(f"{output} is there already; --force replaces it.")
 
 
 @contextlib.contextmanager
@@ -176,7 +176,7 @@ def _tarred(entries: Iterable[Entry], advance: Advance) -> Iterator[bytes]:
             while left:
                 piece = file.read(min(left, _CHUNK_BYTES))
                 if not piece:
-                    raise CommandError(f"{entry.path} became shorter while it was read; is it still being written?")
+                    raise PackingError(f"{entry.path} became shorter while it was read; is it still being written?")
                 left -= len(piece)
                 advance(len(piece))
                 yield piece

@@ -1,0 +1,390 @@
+"""From a recipe to a tarball, on a model as the tiny base is, but not trained."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import torch
+import yaml
+from moto import mock_aws
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from local.engine import Engine
+from loradrop.judge import judge
+from loradrop.profile import load_profile, profile_from_config
+from loradrop.smoke import meets_expectation, parse_smoke_prompts
+from training import fine_tune, loop
+from training.answers import greedy_answers
+from training.base_model import find_base
+from training.recipe import Base, RecipeError, read_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LABELS = ("negative", "positive")
+# Llama-3.1's template begins every chat with a system turn, asked for or not, and with dates in it.
+LLAMA_TEMPLATE = (
+    "{{- bos_token }}{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] | trim %}"
+    "{%- set messages = messages[1:] %}{%- else %}{%- set system = '' %}{%- endif %}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n' + system + '<|eot_id|>' }}"
+    "{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+)
+
+
+def write_recipe(folder: Path, base: Path | str, **changes: Any) -> Path:
+    """One word of each text tells its label. `changes` name keys with two underscores for a dot: lora__rank=128."""
+    for split, count in (("train", 32), ("held", 8)):
+        texts = [f"{split} number {number}: {('good', 'bad')[number % 2]}" for number in range(count)]
+        lines = [json.dumps({"text": text, "label": LABELS["good" in text]}) for text in texts]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    recipe: dict[str, Any] = {
+        "name": "acme",
+        "base": {"model": str(base), "profile": "tiny-llama"},
+        "data": {"train": "train.jsonl", "held_out": "held.jsonl", "prompt": "Is it?\n\n{text}", "answer": "label", "labels": list(LABELS)},
+        "lora": {"rank": 8, "alpha": 16, "dropout": 0.1},
+        "optimisation": {"epochs": 30, "learning_rate": 1e-2, "batch_tokens": 512, "checkpoint_steps": 4, "warmup_steps": 2},
+        "evaluation": {"max_new_tokens": 6},
+        "output": str(folder / "out"),
+    }  # fmt: skip
+    for name, value in changes.items():
+        *sections, key = name.split("__")
+        place = recipe
+        for section in sections:
+            place = place[section]
+        place[key] = value
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def train(recipe: Path, *options: str) -> int:
+    return fine_tune.main([str(recipe), *options])
+
+
+def in_another_process(*arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "training.fine_tune", *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def files_of(tarball: Path) -> dict[str, bytes]:
+    with tarfile.open(tarball) as archive:
+        return {one.name: archive.extractfile(one).read() for one in archive.getmembers()}  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def trained(random_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one training, for the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert train(write_recipe(folder, random_llama)) == fine_tune.DONE
+    return folder / "out"
+
+
+def test_it_learns_what_the_base_does_not_know_and_says_so(trained: Path) -> None:
+    evaluation = json.loads((trained / "evaluation.json").read_text())
+    assert evaluation["verdict"] == "better"
+    assert evaluation["sentence"] in (trained / "REPORT.md").read_text()
+    assert {one.name for one in (trained / "pictures").iterdir()} == {"accuracy.png", "confusion.png", "loss.png"}
+
+
+def test_the_tarball_is_flat_and_holds_an_adapter_alone(trained: Path) -> None:
+    with tarfile.open(trained / "adapter.tar.gz") as archive:
+        members = archive.getmembers()
+    assert [member.name for member in members] == ["adapter_config.json", "adapter_model.safetensors", "smoke.jsonl"]
+    assert all(
+        member.isreg() and (member.mtime, member.uid, member.gid, member.uname) == (0, 0, 0, "") for member in members
+    )
+
+
+def test_it_says_nothing_of_the_machine_that_made_it(trained: Path, random_llama: Path) -> None:
+    files = files_of(trained / "adapter.tar.gz")
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "tiny-llama"
+    for place in (random_llama, trained.parent, Path.home(), REPOSITORY, Path(sys.prefix)):
+        assert not any(str(place).encode() in data for data in files.values())
+
+
+def test_the_judge_accepts_it_without_a_warning(trained: Path) -> None:
+    tarball = (trained / "adapter.tar.gz").read_bytes()
+    report = judge(io.BytesIO(tarball), load_profile("tiny-llama"))
+    assert (report.accepted, report.problems, report.warnings) == (True, (), ())
+    assert report.manifest is not None
+    assert (report.manifest.ranks, report.manifest.base_model) == ((8,), "tiny-llama")
+    assert report.sha256 == hashlib.sha256(tarball).hexdigest()
+
+
+def test_peft_loads_it_and_the_engine_serves_it_as_it_was_weighed(trained: Path, random_llama: Path) -> None:
+    answered = json.loads((trained / "evaluation.json").read_text())["answered"]
+    prompts = [one["question"]["prompt"] for one in answered]
+    tokenizer = AutoTokenizer.from_pretrained(random_llama)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(random_llama, dtype=torch.float32), str(trained / "adapter")
+    )
+    weighed = [one["adapter"] for one in answered]
+    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=6) == weighed
+    engine = Engine(random_llama)
+    engine.load_adapter("a", (trained / "adapter.tar.gz").read_bytes())
+    assert [engine.generate(one, adapter="a", max_new_tokens=6, temperature=0).text for one in prompts] == weighed
+
+
+def test_the_smoke_prompts_are_answered_right_by_the_adapter_and_wrong_by_the_base(
+    trained: Path, random_llama: Path
+) -> None:
+    prompts = parse_smoke_prompts((trained / "adapter" / "smoke.jsonl").read_bytes())
+    assert len(prompts) == 4
+    assert {prompt.expect for prompt in prompts} == set(LABELS)
+    # The server's tokenizer begins every prompt itself.
+    assert all(prompt.inputs.startswith("<|start_header_id|>user") for prompt in prompts)
+    engine = Engine(random_llama)
+    engine.load_adapter("a", (trained / "adapter.tar.gz").read_bytes())
+    for prompt in prompts:
+        for name, is_met in (("a", True), (None, False)):
+            text = engine.generate(prompt.inputs, adapter=name, max_new_tokens=6, temperature=0).text
+            assert meets_expectation(text, prompt.expect) is is_met
+
+
+def test_the_resolved_recipe_and_the_versions_lie_beside_the_adapter(trained: Path) -> None:
+    assert read_recipe(trained / "recipe.yaml").to_yaml() == read_recipe(trained.parent / "recipe.yaml").to_yaml()
+    assert json.loads((trained / "versions.json").read_text())["torch"] == torch.__version__
+    assert not (trained / loop.CHECKPOINT_FILE).exists()
+
+
+def test_the_same_recipe_makes_the_same_bytes_in_another_process(
+    trained: Path, random_llama: Path, tmp_path: Path
+) -> None:
+    """With another order of sets, in another folder, at another time."""
+    process = in_another_process(write_recipe(tmp_path, random_llama), PYTHONHASHSEED="17")
+    assert process.communicate()[1] == ""
+    assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() == (trained / "adapter.tar.gz").read_bytes()
+
+
+def test_another_seed_makes_another_adapter(trained: Path, random_llama: Path, tmp_path: Path) -> None:
+    train(write_recipe(tmp_path, random_llama, optimisation__seed=2))
+    assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() != (trained / "adapter.tar.gz").read_bytes()
+
+
+def test_who_is_stopped_and_resumes_has_the_bytes_of_who_was_not(
+    trained: Path, random_llama: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, random_llama)
+    process = in_another_process(recipe)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / loop.CHECKPOINT_FILE).exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert "--resume goes on from there" in process.communicate()[1]
+    assert process.returncode == 130
+    assert train(recipe) == fine_tune.UNUSABLE  # it is told to choose
+    assert train(recipe, "--resume") == fine_tune.DONE
+    assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() == (trained / "adapter.tar.gz").read_bytes()
+
+
+def test_what_is_there_is_not_replaced_unless_told_so(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, random_llama, optimisation__epochs=1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "adapter.tar.gz").write_bytes(b"mine")
+    assert train(recipe) == fine_tune.UNUSABLE
+    assert "is there already; --force replaces it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() == b"mine"
+    assert train(recipe, "--force") == fine_tune.DONE
+    assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() != b"mine"
+
+
+def test_a_dry_run_needs_no_weights_and_writes_nothing(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(random_llama, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    recipe = write_recipe(tmp_path, tmp_path / "bare")
+    assert train(recipe, "--dry-run") == fine_tune.DONE
+    told = capsys.readouterr().out
+    assert "1,787,008 parameters" in told
+    assert "judge       accepts such an adapter for tiny-llama" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"lora__rank": 256}, "RANK"),
+        ({"lora__dora": True}, "DORA"),
+        ({"lora__init": "pissa"}, "PISSA|INIT|ALTERED"),
+        ({"lora__modules_to_save": ["lm_head"]}, "MODULES_TO_SAVE"),
+    ],
+)
+def test_what_the_serving_stack_would_refuse_is_not_trained(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], code: str
+) -> None:
+    assert train(write_recipe(tmp_path, random_llama, **changes)) == fine_tune.REFUSED
+    told = capsys.readouterr().err
+    assert "The serving stack would refuse this adapter, so it is not trained." in told
+    assert any(part in told for part in code.split("|"))
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "exit_code", "told"),
+    [
+        ({"lora__rank": "many"}, fine_tune.UNUSABLE, "lora.rank is a whole number; found 'many'"),
+        ({"name": "a b"}, fine_tune.UNUSABLE, "'a b' is no adapter name"),
+        ({"base__model": "./nowhere"}, fine_tune.UNUSABLE, "is no folder that is there"),
+        ({"base__profile": "nobody"}, fine_tune.UNUSABLE, "nobody"),
+        ({"base__four_bit": True}, fine_tune.UNUSABLE, "base.four_bit needs"),
+        ({"lora__modules": ["wq"]}, fine_tune.UNUSABLE, "lora: Target modules {'wq'} not found"),
+        ({"data__train": "nothing.jsonl"}, fine_tune.REFUSED, "The data must not be trained on as it is"),
+        ({"data__prompt": "{text.x}"}, fine_tune.REFUSED, "data.prompt needs plain columns"),
+        ({"data__max_tokens": 9}, fine_tune.REFUSED, "The data must not be trained on as it is"),
+    ],
+)
+def test_a_mistake_is_told_in_words_and_nothing_is_written(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], exit_code: int, told: str
+) -> None:  # fmt: skip
+    assert train(write_recipe(tmp_path, random_llama, **changes)) == exit_code
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_long_examples_are_refused_with_their_lines_or_left_out(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, random_llama, data__max_tokens=60)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "on and on " * 30, "label": "negative"}) + "\n")
+    assert train(recipe, "--dry-run") == fine_tune.REFUSED
+    told = capsys.readouterr().out
+    assert "error TOO_LONG" in told
+    assert "train.jsonl:33: " in told
+    recipe = write_recipe(tmp_path, random_llama, data__max_tokens=60, data__too_long="drop")
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "on and on " * 30, "label": "negative"}) + "\n")
+    assert train(recipe, "--dry-run") == fine_tune.DONE
+    told = capsys.readouterr().out
+    assert "warning DROPPED_LONG" in told
+    assert "32 examples to learn" in told
+
+
+def test_an_adapter_that_is_not_better_is_said_not_to_be(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, random_llama, optimisation__learning_rate=1e-7, optimisation__epochs=1)
+    assert train(recipe) == fine_tune.DONE
+    told = capsys.readouterr().out
+    assert "The adapter is not shown to be better than the base" in told
+    assert "there is no smoke.jsonl" in told
+    assert list(files_of(tmp_path / "out" / "adapter.tar.gz")) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert train(recipe, "--force", "--require-better") == fine_tune.REFUSED
+
+
+def test_free_text_is_learnt_and_weighed_too(random_llama: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, random_llama, data__labels=None, data__system="Be brief.", data__held_out=[], data__held_out_share=0.25)  # fmt: skip
+    assert train(recipe) == fine_tune.DONE
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {one["name"] for one in evaluation["measures"]} == {"chrF", "exact match"}
+    assert 0 < len(evaluation["answered"]) < 16
+    assert "Be brief." in evaluation["answered"][0]["question"]["prompt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
+def test_out_of_memory_says_which_setting_to_lower(random_llama: Path, tmp_path: Path) -> None:
+    """The estimate knows of no limit on addresses, so it lets the training begin; it ends with what to change."""
+    recipe = write_recipe(tmp_path, random_llama, data__max_tokens=512, optimisation__batch_tokens=400_000)
+    texts = [json.dumps({"text": f"{number} " + "long " * 400, "label": LABELS[number % 2]}) for number in range(600)]
+    (tmp_path / "train.jsonl").write_text("\n".join(texts) + "\n")
+    program = (
+        "import resource, sys; from training import fine_tune;"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096; limit = used + 3 * 2**30;"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit)); sys.exit(fine_tune.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, recipe], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == fine_tune.FAILED, done.stderr
+    assert "Out of memory." in done.stderr
+    assert "Lower optimisation.batch_tokens from " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_on_s3_is_downloaded_once(random_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    base = Base(model="s3://models/llama/", profile="tiny-llama")
+    with mock_aws():
+        s3 = boto3.client("s3", region_name="us-east-1")
+        s3.create_bucket(Bucket="models")
+        with pytest.raises(RecipeError, match=r"s3://models/llama/ holds no config\.json"):
+            find_base(base)
+        for file in random_llama.iterdir():
+            s3.upload_file(str(file), "models", f"llama/{file.name}")
+        s3.put_object(Bucket="models", Key="llama/original/consolidated.00.pth", Body=b"pickle")
+        found = find_base(base)
+        assert found.config.hidden_size == 128
+        folder = Path(found.source)
+        assert {one.name for one in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+        assert not list(folder.rglob("*.pth"))
+        before = (folder / "model.safetensors").stat().st_mtime_ns
+        find_base(base)
+        assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    with mock_aws(), pytest.raises(RecipeError, match="cannot be read"):
+        find_base(base)
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_words(tmp_path: Path) -> None:
+    process = in_another_process(
+        write_recipe(tmp_path, "meta-llama/Llama-3.1-8B-Instruct"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
+    )
+    told = process.communicate()[1]
+    assert process.returncode == fine_tune.UNUSABLE
+    assert "is not in the hub's cache, and the hub cannot be reached" in told
+    assert "Traceback" not in told
+
+
+def test_a_llama_3_1_in_small_is_trained_as_the_large_one_would_be(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rope scaling, its three ends of a text, no padding token, its chat template; in bf16, with checkpointing."""
+    folder = tmp_path / "llama-3.1"
+    shutil.copytree(random_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    del config["pad_token_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.chat_template = LLAMA_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    profile = tmp_path / "profile.json"
+    profile.write_text(profile_from_config(config, name="small", max_lora_rank=16).to_json())
+    recipe = write_recipe(
+        tmp_path, folder, base__profile="profile.json", base__name="meta-llama/Llama-3.1-8B-Instruct",
+        optimisation__precision="bf16", optimisation__gradient_checkpointing=True, optimisation__accumulation=2, optimisation__epochs=40,
+    )  # fmt: skip
+    assert train(recipe) == fine_tune.DONE, capsys.readouterr().err
+    files = files_of(tmp_path / "out" / "adapter.tar.gz")
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "meta-llama/Llama-3.1-8B-Instruct"
+    report = judge(io.BytesIO((tmp_path / "out" / "adapter.tar.gz").read_bytes()), load_profile(str(profile)))
+    assert report.manifest is not None
+    assert report.manifest.dtypes == ("BF16",)
+    prompt = json.loads((tmp_path / "out" / "evaluation.json").read_text())["answered"][0]["question"]["prompt"]
+    assert prompt.startswith("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date")
+    assert prompt.count("<|begin_of_text|>") == 1
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["verdict"] == "better"
