@@ -195,7 +195,8 @@ class _Push:
             with _explaining(f"list the executions of {self._machine}"):
                 executions = UploadExecutions(self._states, self._machine)
         upload = self._upload(tarball)
-        self._say(f"Uploaded {megabytes(tarball.size_bytes)} to {upload.uri}, version {upload.version_id}.")
+        if not self._json:
+            print(f"\nUploaded {megabytes(tarball.size_bytes)} to {safe(upload.uri)}, version {upload.version_id}.")
         if executions is None:
             return self._end(tarball, DEPLOYED, None, f"Its outcome will be told in: {upload.where_to_look}", upload)
         try:
@@ -324,10 +325,6 @@ class _Push:
             for line in self._examples():
                 print(safe(line))
         return code
-
-    def _say(self, text: str) -> None:
-        if not self._json:
-            print(f"\n{safe(text)}")
 
     def _examples(self) -> Iterator[str]:
         name, stack = self._adapter, self._stack.name
