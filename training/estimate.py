@@ -61,7 +61,7 @@ SHARE_AFTER_OUT_OF_MEMORY = 0.8
 class Step:
     """A training step in all that decides its memory: the fullest of the run.
 
-    `examples` × `longest` tokens, padding included; of them `answer_tokens`, of all examples together, are learnt.
+    `examples` of `longest` tokens, padding included; of them `answer_tokens`, of all examples together, are learnt.
     `attention` as transformers calls it: "sdpa", "flash_attention_2", "eager".
     """
 
@@ -412,7 +412,7 @@ def _fused_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention by a kernel that keeps no (tokens × tokens). On meta tensors torch would take the path that does.
+    """Attention by a kernel that keeps no (tokens, tokens). On meta tensors torch would take the path that does.
 
     Flash attention on CUDA saves the same as the CPU's: query, key, value, output, and a float32 per head and token.
     """
@@ -432,7 +432,8 @@ def _run_step(model: Any, step: Step) -> "_Ledger":
     for parameter in model.parameters():
         if parameter.requires_grad:  # there already, as when gradients are accumulated
             parameter.grad = torch.empty_like(parameter)
-    with torch.device("meta"), _Ledger(model) as ledger:
+    ledger = _Ledger(model)
+    with torch.device("meta"), ledger:
         input_ids = torch.zeros((step.examples, step.longest), dtype=torch.long)
         hidden = base.model(input_ids, use_cache=False).last_hidden_state  # (examples, longest, hidden_size)
         ledger.phase = "head"
@@ -443,14 +444,14 @@ def _run_step(model: Any, step: Step) -> "_Ledger":
     return ledger
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts every storage that is made while it is on, until nobody holds it; and the matrix products' work.
 
     `at_peak` has the bytes held at the fullest moment, by the phase in which they were made.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         given = [*model.parameters(), *model.buffers()]
         given += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         self._given = {tensor.untyped_storage()._cdata for tensor in given}
@@ -487,7 +488,7 @@ class _Ledger(TorchDispatchMode):
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     """Floating point operations of matrix products and attention: the rest is bound by memory."""
     aten = torch.ops.aten
-    attention = {  # matrix products of (tokens × tokens), of which a causal kernel computes half
+    attention = {  # matrix products of (tokens, tokens), of which a causal kernel computes half
         aten._scaled_dot_product_flash_attention_for_cpu.default: (0, 2),
         aten._scaled_dot_product_flash_attention_for_cpu_backward.default: (1, 5),
     }

@@ -14,6 +14,7 @@ from loradrop.problems import ProblemCode
 from loradrop.profile import load_profile, profile_from_config
 from training.estimate import (
     GB,
+    MemoryEstimate,
     Step,
     estimate_memory,
     estimate_seconds,
@@ -98,8 +99,13 @@ def test_tied_weights_are_counted_once() -> None:
     assert tied.base_parameters == SMALL_PARAMETERS - 1000 * 64
 
 
-def test_llama_8b_in_bfloat16() -> None:
-    estimate = estimate_memory(large_step())
+@pytest.fixture(scope="module")
+def llama_8b() -> MemoryEstimate:
+    return estimate_memory(large_step())
+
+
+def test_llama_8b_in_bfloat16(llama_8b: MemoryEstimate) -> None:
+    estimate = llama_8b
     assert estimate.base_parameters == 8_030_261_248
     assert estimate.base_bytes / GB == pytest.approx(16.06, abs=0.005)
     assert estimate.adapter_parameters == 41_943_040
@@ -115,10 +121,9 @@ def test_a_4_bit_base_keeps_embedding_head_and_norms() -> None:
     assert quantized.base_parameters == plain.base_parameters
 
 
-def test_checkpointing_takes_less_memory_and_more_work() -> None:
+def test_checkpointing_takes_less_memory() -> None:
     plain, checkpointed = estimate_memory(small_step()), estimate_memory(small_step(gradient_checkpointing=True))
     assert checkpointed.total_bytes - checkpointed.overhead_bytes < plain.total_bytes - plain.overhead_bytes
-    assert 1.3 < checkpointed.step_flops / plain.step_flops < 1.55
 
 
 def test_eager_attention_grows_with_the_square_of_the_length() -> None:
@@ -144,7 +149,7 @@ def test_the_settings_are_left_as_they_were() -> None:
 
 
 def test_a_lora_of_no_module_is_refused_in_pefts_words() -> None:
-    with pytest.raises(ValueError, match="foo.* not found in the base model"):
+    with pytest.raises(ValueError, match=r"foo.* not found in the base model"):
         estimate_memory(small_step(lora=lora(target_modules=["foo"])))
 
 
@@ -215,9 +220,10 @@ def test_4_bit_is_not_advised_on_a_cpu() -> None:
 
 
 def test_who_ran_out_gets_advice_although_the_estimate_fits() -> None:
-    step = small_step(examples=64, config=LlamaConfig(**SMALL | {"num_hidden_layers": 12}))
-    assert fit(step, 2 * total(step)).fits
-    advice = fit(step, 2 * total(step), ran_out=True).advice
+    step = small_step(examples=64, config=LlamaConfig(**SMALL | {"intermediate_size": 4096}))
+    available = 2 * total(step)
+    assert fit(step, available).fits
+    advice = fit(step, available, ran_out=True).advice
     assert advice is not None
     assert "Lower optimisation.batch_tokens from 2048 to " in advice
 
@@ -284,12 +290,14 @@ def test_seconds_grow_with_tokens_and_shrink_with_speed() -> None:
     assert estimate_seconds(estimate, step, total_tokens=1000, device_flops_per_second=4e9) == pytest.approx(one / 4)
 
 
-def test_work_of_llama_8b_is_twice_forward_and_backward_for_each_weight() -> None:
-    """Frozen weights have no gradient of their own: 2 operations forward, 2 backward, 2 more when computed again."""
-    plain, checkpointed = (estimate_memory(large_step(gradient_checkpointing=on)).step_flops for on in (False, True))
+def test_work_is_four_operations_for_each_weight_and_six_where_the_forward_is_computed_again(
+    llama_8b: MemoryEstimate,
+) -> None:
+    """2 forward, 2 backward, and none for gradients of frozen weights; 2 for the forward again."""
     body = 8_030_261_248 - 2 * 128256 * 4096  # without embedding and head
-    assert plain == pytest.approx(4 * body * 8 * 512, rel=0.05)
-    assert checkpointed == pytest.approx(6 * body * 8 * 512, rel=0.05)
+    assert llama_8b.step_flops == pytest.approx(6 * body * 8 * 512, rel=0.05)
+    plain, checkpointed = (estimate_memory(small_step(gradient_checkpointing=on)) for on in (False, True))
+    assert checkpointed.step_flops / plain.step_flops == pytest.approx(6 / 4, rel=0.1)
 
 
 def test_speed_is_measured() -> None:
