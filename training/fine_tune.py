@@ -34,7 +34,7 @@ from . import loop
 from .arguments import DESCRIPTION, add_arguments
 from .base_model import BaseModel, attention, device, dtype, find_base, load_weights, one_thread
 from .dataset import Code, DataError, Dataset, Finding, Row, finding_lines, read_dataset
-from .estimate import Step, estimate_seconds, fit, flops_per_second, judge_untrained, memory_available
+from .estimate import Step, estimate_seconds, fit, flops_per_second, judge_untrained, memory_available, return_freed_memory
 from .evaluation import Evaluation, Question, evaluate, smoke_lines
 from .examples import (
     ChatTemplateError,
@@ -302,6 +302,8 @@ def _padded_tokens(group: Sequence[TokenizedExample]) -> int:
 def fine_tune(plan: Plan, output: Path) -> Evaluation:
     """Trains, weighs and packs; everything that is left in `output` is there whole."""
     recipe = plan.recipe
+    if device().type == "cpu":
+        return_freed_memory()
     with one_thread() if _is_small(plan.base.config) else nullcontext():
         torch.manual_seed(recipe.optimisation.seed)  # the adapter's first weights
         model = get_peft_model(load_weights(plan.base, plan.weights, four_bit=recipe.base.four_bit), plan.lora)
