@@ -165,6 +165,8 @@ def test_what_fits_gets_no_advice() -> None:
     found = fit(step, total(step))
     assert found.fits
     assert found.advice is None
+    assert found.is_tight
+    assert not fit(step, 3 * found.estimate.total_bytes).is_tight
 
 
 def test_fewer_tokens_are_the_first_advice_and_the_most_that_fit() -> None:
