@@ -34,7 +34,15 @@ from . import loop
 from .arguments import DESCRIPTION, add_arguments
 from .base_model import BaseModel, attention, device, dtype, find_base, load_weights, one_thread
 from .dataset import Code, DataError, Dataset, Finding, Row, finding_lines, read_dataset
-from .estimate import Step, estimate_seconds, fit, flops_per_second, judge_untrained, memory_available, return_freed_memory
+from .estimate import (
+    Step,
+    estimate_seconds,
+    fit,
+    flops_per_second,
+    judge_untrained,
+    memory_available,
+    return_freed_memory,
+)
 from .evaluation import Evaluation, Question, evaluate, smoke_lines
 from .examples import (
     ChatTemplateError,
