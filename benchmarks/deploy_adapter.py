@@ -25,11 +25,7 @@ CREATE_SECONDS = 10.0
 TRANSITION_DOLLARS = 0.025 / 1000  # Step Functions Standard
 GB_SECOND_DOLLARS = 0.0000133334  # Lambda, arm64
 DEADLINE_SECONDS = 120.0
-FUNCTION_OF_STATE = {  # where it is not <state>Function
-    "RetirePrevious": "DeleteComponentFunction",
-    "CleanUpComponent": "DeleteComponentFunction",
-    "ReportDeployment": "ReportOutcomeFunction",
-}
+FUNCTION_OF_STATE = {"ReportDeployment": "ReportOutcomeFunction"}  # where it is not <state>Function
 
 
 @dataclass(frozen=True, slots=True)

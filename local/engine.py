@@ -195,7 +195,7 @@ class Engine:
         input_ids = torch.tensor([prompt_ids])  # (1, prompt_tokens), then (1, 1)
         budget = min(max_new_tokens, self._context_tokens - len(prompt_ids))
         for step in range(budget):
-            logits = self._forward(slot, input_ids, cache)  # (vocab_size,)
+            logits = self._forward(adapter, slot, input_ids, cache)  # (vocab_size,)
             logprobs = torch.log_softmax(logits, dim=-1)
             if temperature == 0:
                 chosen = int(logits.argmax())
@@ -216,11 +216,13 @@ class Engine:
                 return
             input_ids = torch.tensor([[chosen]])
 
-    def _forward(self, slot: str | None, input_ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    def _forward(
+        self, adapter: str | None, slot: str | None, input_ids: torch.Tensor, cache: DynamicCache
+    ) -> torch.Tensor:
         """Logits of the next token, (vocab_size,). Locks for one step: a slow reader of a stream holds up nobody."""
         with self._lock, torch.inference_mode():
-            if slot is not None and slot not in self._slots.values():
-                raise UnknownAdapterError(slot)
+            if adapter is not None and self._slots.get(adapter) != slot:  # taken out while it answered
+                raise UnknownAdapterError(adapter)
             self._activate(slot)
             output = cast(_Logits, self._model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1))
             return output.logits[0, -1]

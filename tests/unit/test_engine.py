@@ -262,7 +262,7 @@ def test_an_answer_ends_with_an_error_when_its_adapter_is_unloaded_on_the_way(en
     next(answer)
     engine.unload_adapter("a")
     engine.load_adapter("a", good_tarball(seed=2))  # another one under the name must not go on with the answer
-    with pytest.raises(UnknownAdapterError):
+    with pytest.raises(UnknownAdapterError, match="no adapter named 'a' is loaded"):
         next(answer)
 
 
