@@ -1,14 +1,22 @@
-"""Folders of `.cache/` that are made once, and made again only when what they depend on has changed."""
+"""Folders that are made once, and made again only when what they depend on has changed."""
 
 import fcntl
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
-CACHE_DIR = Path(__file__).parents[1] / ".cache"
+
+def user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loradrop"
+
+
+# Of the checkout; installed, this package lies where nothing of the user's belongs.
+_root = Path(__file__).parents[1]
+CACHE_DIR = _root / ".cache" if (_root / "functions").is_dir() else user_cache()
 DIGEST_FILE = ".made-from"
 
 
