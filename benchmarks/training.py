@@ -1,0 +1,653 @@
+"""How fast and how small our training loop is beside the plain transformers + peft Trainer, and that both learn alike.
+
+    python -m benchmarks.training               about six minutes; the tiny base takes two more, once
+    python -m benchmarks.training --quick       a minute: does it run? Its figures say nothing
+    python -m benchmarks.training --threads 2   as many as the machine has to spare
+
+Speed: one epoch of LoRA on a Llama with random weights, made on the fly; on a CUDA device also on one of Llama-3.1-8B's
+shape. Each try is a process of its own, the contenders taking turns; of each figure the least of its tries. Learning: the
+tiny base, several seeds, the loss on held-out answers at the same number of examples seen. The tables go to standard
+output, progress to standard error, the picture to docs/pictures/training-loss.png. Memory on a CPU needs Linux.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    LlamaConfig,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.utils import logging as transformers_logging
+
+from training import base_model, loop, sentiment
+from training.examples import TokenizedExample, answer_losses, chat_example, grouped, padded, tokenize
+from training.recipe import MODULES, Optimisation
+from training.tiny_base import TINY_LLAMA_DIR, tiny_base
+
+ROOT = Path(__file__).parents[1]
+PICTURE = ROOT / "docs" / "pictures" / "training-loss.png"
+MIB = 1024 * 1024
+EXAMPLES_PER_STEP = 8  # TrainingArguments' default
+CHECKS_PER_EPOCH = 2
+
+# peft sets what transformers is about to rename; nobody here can mend it.
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing.*` is deprecated")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A Llama with random weights."""
+
+    about: str
+    layers: int
+    width: int
+    inner_width: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    vocabulary: int
+    is_tied: bool  # the head is the embedding
+    precision: str
+    gradient_checkpointing: bool
+
+    def at_width(self, width: int) -> "Shape":
+        """The same in narrow: the width of a head stays, the vocabulary shrinks along, down to the tokenizer's."""
+        share = width / self.width
+        return Shape(
+            about=f"{self.about}, narrowed from {self.width} to {width}",
+            layers=self.layers,
+            width=width,
+            inner_width=int(self.inner_width * share),
+            heads=width // self.head_width,
+            key_value_heads=max(1, int(self.key_value_heads * share)),
+            head_width=self.head_width,
+            vocabulary=max(4096, int(self.vocabulary * share)),
+            is_tied=self.is_tied,
+            precision=self.precision,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )
+
+
+SMALL = Shape(
+    "Llama-3.2-1B at a quarter of its width and of its vocabulary", 16, 512, 2048, 8, 2, 64, 32_064, True, "fp32", False
+)
+LARGE = Shape("the shape of Llama-3.1-8B", 32, 4096, 14_336, 32, 8, 128, 128_256, False, "bf16", True)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one process trains: the contender, the model, the data, for how long."""
+
+    contender: str
+    model: str  # "small", "large" or "tiny", which has learnt to read
+    large_width: int
+    data: str
+    examples: int
+    epochs: int
+    lora_rank: int
+    lora_alpha: float
+    lora_dropout: float
+    learning_rate: float
+    seed: int
+    threads: int
+    looks_at_held_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Positions are columns of a batch's rows: what the layers compute, padding included."""
+
+    seconds: float
+    peak_bytes: int  # above what was held once the model was loaded
+    parameters: int
+    steps: int
+    tokens: int  # padding left out
+    positions: int
+    padding: int
+    head_rows: int
+    curve: list[tuple[int, float]]  # (examples seen, held-out loss in nats per answer token)
+
+
+# The data
+
+
+def sentence_examples(tokenizer: Any, split: str = "train") -> list[TokenizedExample]:
+    """Labelled sentences, as the sentiment adapter learns them: much the same length each."""
+    return tokenize(
+        tokenizer,
+        [chat_example(tokenizer, f"{sentiment.TASK}\n\n{one.text}", one.label) for one in sentiment.sentences(split)],
+    )
+
+
+def review_examples(tokenizer: Any) -> list[TokenizedExample]:
+    """Such sentences joined to reviews whose lengths are log-normal: the median 48 tokens, sigma 0.9, at most 448. The answer is each one's label."""
+    dice = random.Random(1)
+    pool = sentiment.sentences("train")
+    examples = []
+    for _ in pool:
+        wanted = min(448, math.exp(dice.gauss(math.log(48), 0.9)))
+        chosen = [dice.choice(pool)]
+        while len(tokenizer(" ".join(one.text for one in chosen))["input_ids"]) < wanted:
+            chosen.append(dice.choice(pool))
+        text = "Is each sentence positive or negative?\n\n" + " ".join(one.text for one in chosen)
+        examples.append(chat_example(tokenizer, text, " ".join(one.label for one in chosen)))
+    return tokenize(tokenizer, examples)
+
+
+DATA: dict[str, Callable[[Any], list[TokenizedExample]]] = {"sentences": sentence_examples, "reviews": review_examples}
+
+
+# The contenders: each gets ready, and trains when it is called
+
+
+def batch_tokens(examples: Sequence[TokenizedExample]) -> int:
+    """The smallest batch that learns the examples in no more steps than the plain one takes."""
+    steps = math.ceil(len(examples) / EXAMPLES_PER_STEP)
+    tokens = math.ceil(sum(len(one.ids) for one in examples) / steps)
+    while len(grouped(examples, max_tokens=tokens, dice=random.Random(0))) > steps:
+        tokens += 1
+    return tokens
+
+
+def ours(model: Any, tokenizer: Any, examples: Sequence[TokenizedExample], job: Job, folder: Path) -> Callable[[], Any]:
+    optimisation = our_optimisation(examples, job)
+    return lambda: loop.train(
+        model, examples, optimisation, pad_id=tokenizer.pad_token_id, folder=folder, made_from="the benchmark"
+    )
+
+
+def our_optimisation(examples: Sequence[TokenizedExample], job: Job) -> Optimisation:
+    """What Trainer does by default, where ours has a default of its own."""
+    return Optimisation(
+        epochs=job.epochs,
+        learning_rate=job.learning_rate,
+        schedule="linear",
+        warmup_steps=0,
+        batch_tokens=batch_tokens(examples),
+        gradient_checkpointing=job.model == "large",
+        seed=job.seed,
+    )
+
+
+def plain_rows(examples: Sequence[TokenizedExample]) -> list[dict[str, list[int]]]:
+    """What the plain example's `map` makes of a data set."""
+    return [
+        {
+            "input_ids": list(one.ids),
+            "attention_mask": [1] * len(one.ids),
+            "labels": [-100] * one.prompt_tokens + list(one.ids[one.prompt_tokens :]),
+        }
+        for one in examples
+    ]
+
+
+def plain(
+    model: Any, tokenizer: Any, examples: Sequence[TokenizedExample], job: Job, folder: Path
+) -> Callable[[], Any]:
+    train: Callable[[], Any] = plain_trainer(model, tokenizer, examples, job, folder).train
+    return train
+
+
+def plain_trainer(model: Any, tokenizer: Any, examples: Sequence[TokenizedExample], job: Job, folder: Path) -> Trainer:
+    is_large = job.model == "large"
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=job.epochs,
+        learning_rate=job.learning_rate,
+        bf16=is_large,
+        gradient_checkpointing=is_large,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if is_large else None,
+        seed=job.seed,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    collator = DataCollatorForSeq2Seq(tokenizer)  # pads to the batch's longest, labels with -100
+    return Trainer(model=model, args=arguments, train_dataset=plain_rows(examples), data_collator=collator)
+
+
+CONTENDERS: dict[str, Callable[..., Callable[[], Any]]] = {"ours": ours, "plain": plain}
+LABELS = {"plain": "plain `Trainer`", "ours": "**ours**"}
+
+
+# Measuring, in a process of its own
+
+
+def shape_of(job: Job) -> Shape:
+    return (
+        SMALL if job.model == "small" else LARGE if job.large_width == LARGE.width else LARGE.at_width(job.large_width)
+    )
+
+
+def make_model(job: Job, device: torch.device) -> Any:
+    """Frozen, with a fresh adapter on all seven modules of every layer: the same from the same seed."""
+    torch.manual_seed(job.seed)
+    if job.model == "tiny":
+        base = AutoModelForCausalLM.from_pretrained(TINY_LLAMA_DIR, dtype=torch.float32, local_files_only=True)
+    else:
+        shape = shape_of(job)
+        weights = base_model.DTYPES[shape.precision]
+        config = LlamaConfig(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.width,
+            intermediate_size=shape.inner_width,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.key_value_heads,
+            head_dim=shape.head_width,
+            max_position_embeddings=8192,
+            rope_theta=500_000.0,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=shape.is_tied,
+        )
+        with device:  # made where it is used
+            base = AutoModelForCausalLM.from_config(
+                config, dtype=weights, attn_implementation=base_model.attention(weights)
+            )
+    base.config.use_cache = False
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=job.lora_rank,
+        lora_alpha=job.lora_alpha,
+        lora_dropout=job.lora_dropout,
+        target_modules=list(MODULES),
+    )
+    return get_peft_model(base.requires_grad_(False), lora).to(device)
+
+
+class Counts:
+    """What goes into a model's embedding and head while it trains."""
+
+    def __init__(self, model: Any, pad_id: int) -> None:
+        self._pad_id = pad_id
+        self.clear()
+        base = model.get_base_model()
+        base.get_input_embeddings().register_forward_hook(self._embedded)
+        base.get_output_embeddings().register_forward_hook(self._headed)
+
+    def clear(self) -> None:
+        self.examples = self.positions = self.head_rows = 0
+        self._padding: list[torch.Tensor] = []  # on the device: reading one would wait for it
+
+    def _embedded(self, module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
+        if module.training:
+            (ids,) = inputs  # (examples, longest)
+            self.examples += ids.shape[0]
+            self.positions += ids.numel()
+            self._padding.append((ids == self._pad_id).sum())
+
+    def _headed(self, module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
+        if module.training:
+            self.head_rows += inputs[0].shape[:-1].numel()
+
+    @property
+    def padding(self) -> int:
+        return sum(int(one) for one in self._padding)
+
+
+class Curve:
+    """The loss on the held-out answers, after those steps that pass a check: of either contender, in the same way."""
+
+    def __init__(self, model: Any, tokenizer: Any, counts: Counts, examples: int) -> None:
+        self._model = model
+        self._counts = counts
+        self._every = examples / CHECKS_PER_EPOCH
+        held_out = grouped(sentence_examples(tokenizer, "test"), max_tokens=4096, dice=random.Random(0))
+        self._batches = [padded(group, tokenizer.pad_token_id) for group in held_out]
+        self.points: list[tuple[int, float]] = []
+        self.look()
+
+    def look(self) -> None:
+        if self._counts.examples < len(self.points) * self._every:
+            return
+        self._model.eval()
+        with torch.no_grad():
+            losses = torch.cat([answer_losses(self._model.get_base_model(), batch) for batch in self._batches])
+        self._model.train()
+        self.points.append((self._counts.examples, losses.mean().item()))
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS: held now. VmHWM: the most since `forget_peak`. Not getrusage: that starts with the parent's."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def measure_here(job: Job) -> Measured:
+    torch.set_num_threads(job.threads)
+    device = base_model.device() if job.model == "large" else torch.device("cpu")
+    tokenizer = AutoTokenizer.from_pretrained(TINY_LLAMA_DIR, local_files_only=True)
+    examples = DATA[job.data](tokenizer)[: job.examples]
+    model = make_model(job, device)
+    counts = Counts(model, tokenizer.pad_token_id)
+    contender = CONTENDERS[job.contender]
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        held = torch.cuda.memory_allocated()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        held = resident_bytes("VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        if not job.looks_at_held_out:  # the first steps find memory and kernels
+            (Path(folder) / "warm-up").mkdir()
+            contender(model, tokenizer, examples[: 2 * EXAMPLES_PER_STEP], job, Path(folder) / "warm-up")()
+        counts.clear()
+        run = contender(model, tokenizer, examples, job, Path(folder))
+        curve = Curve(model, tokenizer, counts, len(examples)) if job.looks_at_held_out else None
+        steps: list[int] = []
+
+        def after_step(*_: Any) -> None:
+            steps.append(1)
+            if curve:
+                curve.look()
+
+        watching = register_optimizer_step_post_hook(after_step)
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        watching.remove()
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_bytes("VmHWM")
+    return Measured(
+        seconds=seconds,
+        peak_bytes=peak - held,
+        parameters=model.get_base_model().num_parameters() - sum(one.numel() for one in learning(model)),
+        steps=len(steps),
+        tokens=job.epochs * sum(len(one.ids) for one in examples),
+        positions=counts.positions,
+        padding=counts.padding,
+        head_rows=counts.head_rows,
+        curve=curve.points if curve else [],
+    )
+
+
+def learning(model: Any) -> Iterator[torch.nn.Parameter]:
+    return (one for one in model.parameters() if one.requires_grad)
+
+
+def measure(job: Job) -> Measured:
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment["OMP_NUM_THREADS"] = str(job.threads)
+    environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[
+        0
+    ]  # else Trainer takes all
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training", "--measure", json.dumps(asdict(job))],
+        check=True,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env=environment,
+    )
+    return Measured(**json.loads(done.stdout))
+
+
+# Speed
+
+
+def least(tries: Sequence[Measured]) -> Measured:
+    """The quickest try, with the least peak of all."""
+    quickest = min(tries, key=lambda one: one.seconds)
+    return Measured(**asdict(quickest) | {"peak_bytes": min(one.peak_bytes for one in tries)})
+
+
+def take_turns(job: Callable[[str], Job], repeat: int) -> dict[str, Measured]:
+    tries: dict[str, list[Measured]] = {name: [] for name in LABELS}
+    for turn in range(repeat):
+        for name, found in tries.items():
+            found.append(measure(job(name)))
+            say(
+                f"{job(name).model} {job(name).data} {turn + 1}/{repeat} {name}: {found[-1].seconds:.1f} s, "
+                f"{found[-1].peak_bytes / MIB:.0f} MiB"
+            )
+    return {name: least(found) for name, found in tries.items()}
+
+
+def speed_table(best: dict[str, Measured]) -> list[str]:
+    lines = [
+        "| | seconds | steps | tokens/s | times plain | padding, of positions | head rows, of positions | peak, MiB above the loaded model |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, label in LABELS.items():
+        one = best[name]
+        lines.append(
+            f"| {label} | {one.seconds:.1f} | {one.steps} | {one.tokens / one.seconds:,.0f} "
+            f"| {best['plain'].seconds / one.seconds:.2f} | {one.padding / one.positions:.1%} "
+            f"| {one.head_rows / one.positions:.1%} | {one.peak_bytes / MIB:,.0f} |"
+        )
+    times = best["plain"].seconds / best["ours"].seconds
+    memory = best["ours"].peak_bytes / best["plain"].peak_bytes
+    return [
+        *lines,
+        "",
+        f"Goals: 1.5 times the plain tokens/s: {times:.2f}, {met(times >= 1.5)}; "
+        f"no more memory: {memory:.2f} times the plain, {met(memory <= 1)}.",
+    ]
+
+
+def met(is_met: bool) -> str:
+    return "met" if is_met else "MISSED"
+
+
+def lengths(examples: Sequence[TokenizedExample]) -> str:
+    tokens = sorted(len(one.ids) for one in examples)
+    answers = statistics.mean(one.answer_tokens for one in examples)
+    return (
+        f"{len(tokens)} examples of {tokens[0]} to {tokens[-1]} tokens (median {statistics.median(tokens):.0f}, "
+        f"standard deviation {statistics.pstdev(tokens):.0f}), {answers:.1f} of them the answer's"
+    )
+
+
+def print_speed(model: str, arguments: argparse.Namespace) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY_LLAMA_DIR, local_files_only=True)
+    on_cuda = model == "large" and torch.cuda.is_available()
+    for data, count in (("sentences", arguments.sentences), ("reviews", arguments.reviews)):
+
+        def job(contender: str, data: str = data, count: int = count) -> Job:
+            return Job(
+                contender=contender,
+                model=model,
+                large_width=arguments.large_width or LARGE.width,
+                data=data,
+                examples=409 if on_cuda else count,
+                epochs=1,
+                lora_rank=16,
+                lora_alpha=32,
+                lora_dropout=0.05,
+                learning_rate=2e-4,
+                seed=1,
+                threads=arguments.threads,
+                looks_at_held_out=False,
+            )
+
+        best = take_turns(job, arguments.repeat)
+        shape, examples = shape_of(job("ours")), DATA[data](tokenizer)[: job("ours").examples]
+        print(f"### {model.capitalize()} Llama, {data}\n")
+        print(
+            f"{shape.about}: {best['ours'].parameters / 1e6:,.0f} M parameters, {shape.layers} layers, width {shape.width}, "
+            f"vocabulary {shape.vocabulary:,}, {shape.precision}, gradient checkpointing "
+            f"{'on' if shape.gradient_checkpointing else 'off'}; on {torch.cuda.get_device_name() if on_cuda else 'the CPU'}.\n"
+            f"{lengths(examples)}; ours in batches of at most {batch_tokens(examples)} tokens.\n"
+        )
+        print("\n".join(speed_table(best)), end="\n\n", flush=True)
+
+
+# Learning
+
+
+def curves(arguments: argparse.Namespace) -> dict[str, list[list[tuple[int, float]]]]:
+    """For each contender the curve of each seed. They are not timed: as many at once as there are cores."""
+    jobs = [
+        Job(
+            contender=name,
+            model="tiny",
+            large_width=LARGE.width,
+            data="sentences",
+            examples=409,
+            epochs=arguments.epochs,
+            lora_rank=16,
+            lora_alpha=32,
+            lora_dropout=0.1,
+            learning_rate=1e-3,
+            seed=seed,
+            threads=1,
+            looks_at_held_out=True,
+        )
+        for seed in range(1, arguments.seeds + 1)
+        for name in LABELS
+    ]
+
+    def run(job: Job) -> list[tuple[int, float]]:
+        found = measure(job)
+        say(f"seed {job.seed} {job.contender}: {found.curve[-1][1]:.3f} nats after {found.steps} steps")
+        return found.curve
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(run, jobs))
+    return {name: [curve for job, curve in zip(jobs, found, strict=True) if job.contender == name] for name in LABELS}
+
+
+def curve_table(found: dict[str, list[list[tuple[int, float]]]]) -> list[str]:
+    """Means over the seeds, and how far seeds lie apart."""
+    seeds = len(found["ours"])
+    lines = [
+        f"| examples seen | plain, mean of {seeds} seeds | ours | ours - plain | standard deviation between seeds: plain | ours |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    gaps: list[tuple[float, int, float]] = []
+    for plain_points, our_points in zip(
+        zip(*found["plain"], strict=True), zip(*found["ours"], strict=True), strict=True
+    ):
+        theirs, our = [loss for _, loss in plain_points], [loss for _, loss in our_points]
+        seen = round(statistics.mean(number for number, _ in plain_points))
+        gap = statistics.mean(our) - statistics.mean(theirs)
+        spread = (deviation(theirs), deviation(our))
+        # Of the difference of two means of so many seeds: what chance alone makes of it.
+        by_chance = math.sqrt((spread[0] ** 2 + spread[1] ** 2) / seeds)
+        gaps.append((abs(gap), seen, by_chance))
+        lines.append(
+            f"| {seen:,} | {statistics.mean(theirs):.3f} | {statistics.mean(our):.3f} | {gap:+.3f} "
+            f"| {spread[0]:.3f} | {spread[1]:.3f} |"
+        )
+    largest, seen, by_chance = max(gaps[1:])
+    within = sum(gap <= 2 * chance for gap, _, chance in gaps[1:])
+    return [
+        *lines,
+        "",
+        f"Losses are nats per held-out answer token. The largest gap between the means is {largest:.3f}, at {seen:,} examples, where its "
+        f"standard error is {by_chance:.3f}; {within} of {len(gaps) - 1} gaps are within two standard errors. "
+        f"At the end: {gaps[-1][0]:.3f}, standard error {gaps[-1][2]:.3f}.",
+    ]
+
+
+def deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def draw(found: dict[str, list[list[tuple[int, float]]]], file: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
+    colors = {"plain": "#d1681d", "ours": "#1f5fa8"}
+    names = {"plain": "plain Trainer", "ours": "ours"}
+    seen = [statistics.mean(points) for points in zip(*([n for n, _ in one] for one in found["plain"]), strict=True)]
+    losses = {name: [[loss for _, loss in one] for one in of_seeds] for name, of_seeds in found.items()}
+    for name, of_seeds in losses.items():
+        at = list(zip(*of_seeds, strict=True))
+        upper.fill_between(seen, list(map(min, at)), list(map(max, at)), color=colors[name], alpha=0.18, linewidth=0)
+        style = "-" if name == "ours" else "--"
+        upper.plot(seen, list(map(statistics.mean, at)), style, color=colors[name], label=names[name], linewidth=1.8)
+    upper.set_ylabel("held-out loss,\nnats per answer token")
+    upper.set_ylim(bottom=0)
+    upper.legend(frameon=False, title=f"mean of {len(losses['ours'])} seeds, lowest to highest shaded")
+    gaps = [
+        [our - theirs for our, theirs in zip(*pair, strict=True)]
+        for pair in zip(losses["ours"], losses["plain"], strict=True)
+    ]
+    at = list(zip(*gaps, strict=True))
+    lower.axhline(0, color="#888888", linewidth=0.8)
+    lower.fill_between(seen, list(map(min, at)), list(map(max, at)), color="#555555", alpha=0.18, linewidth=0)
+    lower.plot(seen, list(map(statistics.mean, at)), color="#333333", linewidth=1.5)
+    lower.set_ylabel("ours - plain,\nnats")
+    lower.set_xlabel("examples seen")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
+        axes.set_xlim(0, seen[-1])
+    figure.savefig(file, dpi=150)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the training loop.", epilog=__doc__)
+    parser.add_argument("--repeat", type=int, default=3, metavar="N", help="tries of each for speed (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch, for speed (%(default)s)")
+    parser.add_argument("--sentences", type=int, default=64, metavar="N", help="examples on a CPU (%(default)s)")
+    parser.add_argument("--reviews", type=int, default=40, metavar="N", help="examples on a CPU (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=6, metavar="N", help="of the loss curves (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, metavar="N", help="of the loss curves (%(default)s)")
+    parser.add_argument("--large-width", type=int, metavar="N", help="measure the 8B shape on any device, so wide")
+    parser.add_argument("--only", choices=("speed", "learning"), help="one half")
+    parser.add_argument("--quick", action="store_true", help="as little as can be: does it run?")
+    parser.add_argument("--measure", metavar="JOB", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    transformers_logging.disable_progress_bar()
+    if arguments.measure:
+        with redirect_stdout(sys.stderr):
+            measured = measure_here(Job(**json.loads(arguments.measure)))
+        print(json.dumps(asdict(measured)))
+        return
+    if arguments.quick:
+        arguments.repeat, arguments.sentences, arguments.reviews, arguments.seeds, arguments.epochs = 1, 16, 16, 2, 1
+    with redirect_stdout(sys.stderr):
+        tiny_base()
+    if arguments.only != "learning":
+        print(
+            f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+            f"{arguments.threads} of its threads; least of {arguments.repeat}.\n"
+        )
+        print_speed("small", arguments)
+        if torch.cuda.is_available() or arguments.large_width:
+            print_speed("large", arguments)
+        else:
+            print("Not measured: the shape of Llama-3.1-8B, as there is no CUDA device.\n")
+    if arguments.only != "speed":
+        found = curves(arguments)
+        print("### Learning\n")
+        print("\n".join(curve_table(found)))
+        if not arguments.quick:
+            draw(found, PICTURE)
+
+
+if __name__ == "__main__":
+    main()
