@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,13 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Positions are columns of a batch's rows: what the layers compute, padding included."""
+    """Positions are what goes through the layers, padding included; `tokens` are what is learnt from, padding left out."""
 
     seconds: float
     peak_bytes: int  # above what was held once the model was loaded
     parameters: int
     steps: int
-    tokens: int  # padding left out
+    tokens: int
     positions: int
     padding: int
     head_rows: int
@@ -144,16 +145,17 @@ def sentence_examples(tokenizer: Any, split: str = "train") -> list[TokenizedExa
 
 
 def review_examples(tokenizer: Any) -> list[TokenizedExample]:
-    """Such sentences joined to reviews whose lengths are log-normal: the median 48 tokens, sigma 0.9, at most 448. The answer is each one's label."""
+    """Such sentences joined to reviews of log-normal length: the median 40 tokens, sigma 0.9, at most 448. The answer is
+    each one's label. The question comes last: but for the chat's header, no two begin alike."""
     dice = random.Random(1)
     pool = sentiment.sentences("train")
     examples = []
     for _ in pool:
-        wanted = min(448, math.exp(dice.gauss(math.log(48), 0.9)))
+        wanted = min(448, math.exp(dice.gauss(math.log(40), 0.9)))
         chosen = [dice.choice(pool)]
         while len(tokenizer(" ".join(one.text for one in chosen))["input_ids"]) < wanted:
             chosen.append(dice.choice(pool))
-        text = "Is each sentence positive or negative?\n\n" + " ".join(one.text for one in chosen)
+        text = " ".join(one.text for one in chosen) + "\n\nIs each sentence positive or negative?"
         examples.append(chat_example(tokenizer, text, " ".join(one.label for one in chosen)))
     return tokenize(tokenizer, examples)
 
@@ -290,13 +292,12 @@ class Counts:
         base.get_output_embeddings().register_forward_hook(self._headed)
 
     def clear(self) -> None:
-        self.examples = self.positions = self.head_rows = 0
+        self.positions = self.head_rows = 0
         self._padding: list[torch.Tensor] = []  # on the device: reading one would wait for it
 
     def _embedded(self, module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
         if module.training:
-            (ids,) = inputs  # (examples, longest)
-            self.examples += ids.shape[0]
+            (ids,) = inputs  # (rows, longest)
             self.positions += ids.numel()
             self._padding.append((ids == self._pad_id).sum())
 
@@ -309,26 +310,41 @@ class Counts:
         return sum(int(one) for one in self._padding)
 
 
-class Curve:
-    """The loss on the held-out answers, after those steps that pass a check: of either contender, in the same way."""
+def examples_seen(examples: Sequence[TokenizedExample], job: Job) -> list[int]:
+    """After each step."""
+    if job.contender == "ours":
+        steps = loop.schedule(examples, our_optimisation(examples, job), 1)
+        return list(accumulate(sum(map(len, groups)) for groups in steps))
+    whole, rest = divmod(len(examples), EXAMPLES_PER_STEP)
+    epoch = [EXAMPLES_PER_STEP] * whole + [rest] * (rest > 0)
+    return list(accumulate(epoch * job.epochs))
 
-    def __init__(self, model: Any, tokenizer: Any, counts: Counts, examples: int) -> None:
+
+class Curve:
+    """The loss on the held-out answers, at the start and after each step that completes another part of an epoch: of
+    either contender in the same way."""
+
+    def __init__(self, model: Any, tokenizer: Any, examples: Sequence[TokenizedExample], job: Job) -> None:
         self._model = model
-        self._counts = counts
-        self._every = examples / CHECKS_PER_EPOCH
+        self._seen = [0, *examples_seen(examples, job)]
+        self._step = 0
+        self._every = len(examples) / CHECKS_PER_EPOCH
         held_out = grouped(sentence_examples(tokenizer, "test"), max_tokens=4096, dice=random.Random(0))
         self._batches = [padded(group, tokenizer.pad_token_id) for group in held_out]
         self.points: list[tuple[int, float]] = []
-        self.look()
+        self._look()
 
-    def look(self) -> None:
-        if self._counts.examples < len(self.points) * self._every:
-            return
+    def step(self) -> None:
+        self._step += 1
+        if self._seen[self._step] >= len(self.points) * self._every:
+            self._look()
+
+    def _look(self) -> None:
         self._model.eval()
         with torch.no_grad():
             losses = torch.cat([answer_losses(self._model.get_base_model(), batch) for batch in self._batches])
         self._model.train()
-        self.points.append((self._counts.examples, losses.mean().item()))
+        self.points.append((self._seen[self._step], losses.mean().item()))
 
 
 def resident_bytes(field: str) -> int:
@@ -354,16 +370,17 @@ def measure_here(job: Job) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         if not job.looks_at_held_out:  # the first steps find memory and kernels
             (Path(folder) / "warm-up").mkdir()
-            contender(model, tokenizer, examples[: 2 * EXAMPLES_PER_STEP], job, Path(folder) / "warm-up")()
+            few = examples[: 2 * EXAMPLES_PER_STEP if device.type == "cuda" else 2]
+            contender(model, tokenizer, few, job, Path(folder) / "warm-up")()
         counts.clear()
         run = contender(model, tokenizer, examples, job, Path(folder))
-        curve = Curve(model, tokenizer, counts, len(examples)) if job.looks_at_held_out else None
+        curve = Curve(model, tokenizer, examples, job) if job.looks_at_held_out else None
         steps: list[int] = []
 
         def after_step(*_: Any) -> None:
             steps.append(1)
             if curve:
-                curve.look()
+                curve.step()
 
         watching = register_optimizer_step_post_hook(after_step)
         started = time.perf_counter()
@@ -429,15 +446,15 @@ def take_turns(job: Callable[[str], Job], repeat: int) -> dict[str, Measured]:
 
 def speed_table(best: dict[str, Measured]) -> list[str]:
     lines = [
-        "| | seconds | steps | tokens/s | times plain | padding, of positions | head rows, of positions | peak, MiB above the loaded model |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| | seconds | steps | tokens/s | times plain | positions computed for a token | padding among them | head rows for a token | peak, MiB above the loaded model |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, label in LABELS.items():
         one = best[name]
         lines.append(
             f"| {label} | {one.seconds:.1f} | {one.steps} | {one.tokens / one.seconds:,.0f} "
-            f"| {best['plain'].seconds / one.seconds:.2f} | {one.padding / one.positions:.1%} "
-            f"| {one.head_rows / one.positions:.1%} | {one.peak_bytes / MIB:,.0f} |"
+            f"| {best['plain'].seconds / one.seconds:.2f} | {one.positions / one.tokens:.2f} "
+            f"| {one.padding / one.positions:.1%} | {one.head_rows / one.tokens:.2f} | {one.peak_bytes / MIB:,.0f} |"
         )
     times = best["plain"].seconds / best["ours"].seconds
     memory = best["ours"].peak_bytes / best["plain"].peak_bytes
@@ -613,9 +630,9 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="tries of each for speed (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch, for speed (%(default)s)")
     parser.add_argument("--sentences", type=int, default=64, metavar="N", help="examples on a CPU (%(default)s)")
-    parser.add_argument("--reviews", type=int, default=40, metavar="N", help="examples on a CPU (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=6, metavar="N", help="of the loss curves (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=6, metavar="N", help="of the loss curves (%(default)s)")
+    parser.add_argument("--reviews", type=int, default=24, metavar="N", help="examples on a CPU (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of the loss curves (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=4, metavar="N", help="of the loss curves (%(default)s)")
     parser.add_argument("--large-width", type=int, metavar="N", help="measure the 8B shape on any device, so wide")
     parser.add_argument("--only", choices=("speed", "learning"), help="one half")
     parser.add_argument("--quick", action="store_true", help="as little as can be: does it run?")
