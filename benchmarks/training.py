@@ -145,13 +145,13 @@ def sentence_examples(tokenizer: Any, split: str = "train") -> list[TokenizedExa
 
 
 def review_examples(tokenizer: Any) -> list[TokenizedExample]:
-    """Such sentences joined to reviews of log-normal length: the median 40 tokens, sigma 0.9, at most 448. The answer is
+    """Such sentences joined to reviews of log-normal length: the median 32 tokens, sigma 0.9, at most 192. The answer is
     each one's label. The question comes last: but for the chat's header, no two begin alike."""
     dice = random.Random(1)
     pool = sentiment.sentences("train")
     examples = []
     for _ in pool:
-        wanted = min(448, math.exp(dice.gauss(math.log(40), 0.9)))
+        wanted = min(192, math.exp(dice.gauss(math.log(32), 0.9)))
         chosen = [dice.choice(pool)]
         while len(tokenizer(" ".join(one.text for one in chosen))["input_ids"]) < wanted:
             chosen.append(dice.choice(pool))
@@ -221,6 +221,7 @@ def plain_trainer(model: Any, tokenizer: Any, examples: Sequence[TokenizedExampl
         num_train_epochs=job.epochs,
         learning_rate=job.learning_rate,
         bf16=is_large,
+        use_cpu=device_of(job).type == "cpu",
         gradient_checkpointing=is_large,
         gradient_checkpointing_kwargs={"use_reentrant": False} if is_large else None,
         seed=job.seed,
@@ -243,6 +244,10 @@ def shape_of(job: Job) -> Shape:
     return (
         SMALL if job.model == "small" else LARGE if job.large_width == LARGE.width else LARGE.at_width(job.large_width)
     )
+
+
+def device_of(job: Job) -> torch.device:
+    return base_model.device() if job.model == "large" else torch.device("cpu")
 
 
 def make_model(job: Job, device: torch.device) -> Any:
@@ -355,7 +360,7 @@ def resident_bytes(field: str) -> int:
 
 def measure_here(job: Job) -> Measured:
     torch.set_num_threads(job.threads)
-    device = base_model.device() if job.model == "large" else torch.device("cpu")
+    device = device_of(job)
     tokenizer = AutoTokenizer.from_pretrained(TINY_LLAMA_DIR, local_files_only=True)
     examples = DATA[job.data](tokenizer)[: job.examples]
     model = make_model(job, device)
@@ -383,6 +388,8 @@ def measure_here(job: Job) -> Measured:
                 curve.step()
 
         watching = register_optimizer_step_post_hook(after_step)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         run()
         if device.type == "cuda":
@@ -618,6 +625,7 @@ def draw(found: dict[str, list[list[tuple[int, float]]]], file: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
         axes.set_xlim(0, seen[-1])
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
 
 
@@ -634,7 +642,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of the loss curves (%(default)s)")
     parser.add_argument("--epochs", type=int, default=4, metavar="N", help="of the loss curves (%(default)s)")
     parser.add_argument("--large-width", type=int, metavar="N", help="measure the 8B shape on any device, so wide")
-    parser.add_argument("--only", choices=("speed", "learning"), help="one half")
+    parser.add_argument("--only", choices=("small", "large", "learning"), help="one part")
     parser.add_argument("--quick", action="store_true", help="as little as can be: does it run?")
     parser.add_argument("--measure", metavar="JOB", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -648,17 +656,19 @@ def main() -> None:
         arguments.repeat, arguments.sentences, arguments.reviews, arguments.seeds, arguments.epochs = 1, 16, 16, 2, 1
     with redirect_stdout(sys.stderr):
         tiny_base()
-    if arguments.only != "learning":
-        print(
-            f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
-            f"{arguments.threads} of its threads; least of {arguments.repeat}.\n"
-        )
+    parts = [arguments.only] if arguments.only else ["small", "large", "learning"]
+    print(
+        f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"{arguments.threads} of its threads; least of {arguments.repeat}.\n"
+    )
+    if "small" in parts:
         print_speed("small", arguments)
+    if "large" in parts:
         if torch.cuda.is_available() or arguments.large_width:
             print_speed("large", arguments)
         else:
-            print("Not measured: the shape of Llama-3.1-8B, as there is no CUDA device.\n")
-    if arguments.only != "speed":
+            print("The shape of Llama-3.1-8B was not measured: there is no CUDA device.\n")
+    if "learning" in parts:
         found = curves(arguments)
         print("### Learning\n")
         print("\n".join(curve_table(found)))
