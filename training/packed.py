@@ -18,8 +18,8 @@ from .examples import IGNORED, Batch, TokenizedExample, answer_losses, head, pad
 
 # Every column of a row is held against every other; in longer rows that would cost what the shared beginning saves.
 ROW_TOKENS = 1024
-# Less is not worth a mask: without one, attention has faster kernels.
-MIN_SAVED = 0.1
+# Less is not worth a mask: without one, attention has faster kernels, and keeps no copy of keys and values for each query's head.
+MIN_SAVED = 0.2
 _PADDING, _SHARED = -1, 0
 
 
