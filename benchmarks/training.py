@@ -44,12 +44,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from training import base_model, loop, sentiment
+from training import base_model, loop
 from training.examples import TokenizedExample, answer_losses, chat_example, grouped, padded, tokenize
 from training.recipe import MODULES, Optimisation
 from training.tiny_base import TINY_LLAMA_DIR, tiny_base
 
 ROOT = Path(__file__).parents[1]
+DATA_DIR = ROOT / "training" / "data"
 PICTURE = ROOT / "docs" / "pictures" / "training-loss.png"
 MIB = 1024 * 1024
 EXAMPLES_PER_STEP = 8  # TrainingArguments' default
@@ -136,11 +137,20 @@ class Measured:
 # The data
 
 
+def labelled_sentences(split: str) -> list[tuple[str, str]]:
+    """(text, label) of the "train" split or of the "test" split."""
+    entries = map(json.loads, (DATA_DIR / f"sentiment-{split}.jsonl").read_text().splitlines())
+    return [(entry["text"], entry["label"]) for entry in entries]
+
+
 def sentence_examples(tokenizer: Any, split: str = "train") -> list[TokenizedExample]:
     """Labelled sentences, as the sentiment adapter learns them: much the same length each."""
     return tokenize(
         tokenizer,
-        [chat_example(tokenizer, f"{sentiment.TASK}\n\n{one.text}", one.label) for one in sentiment.sentences(split)],
+        [
+            chat_example(tokenizer, f"Is this review positive or negative?\n\n{text}", label)
+            for text, label in labelled_sentences(split)
+        ],
     )
 
 
@@ -148,15 +158,15 @@ def review_examples(tokenizer: Any) -> list[TokenizedExample]:
     """Such sentences joined to reviews of log-normal length: the median 32 tokens, sigma 0.9, at most 192. The answer is
     each one's label. The question comes last: but for the chat's header, no two begin alike."""
     dice = random.Random(1)
-    pool = sentiment.sentences("train")
+    pool = labelled_sentences("train")
     examples = []
     for _ in pool:
         wanted = min(192, math.exp(dice.gauss(math.log(32), 0.9)))
         chosen = [dice.choice(pool)]
-        while len(tokenizer(" ".join(one.text for one in chosen))["input_ids"]) < wanted:
+        while len(tokenizer(" ".join(text for text, _ in chosen))["input_ids"]) < wanted:
             chosen.append(dice.choice(pool))
-        text = " ".join(one.text for one in chosen) + "\n\nIs each sentence positive or negative?"
-        examples.append(chat_example(tokenizer, text, " ".join(one.label for one in chosen)))
+        text = " ".join(text for text, _ in chosen) + "\n\nIs each sentence positive or negative?"
+        examples.append(chat_example(tokenizer, text, " ".join(label for _, label in chosen)))
     return tokenize(tokenizer, examples)
 
 

@@ -16,7 +16,16 @@ from . import cache, tiny_base
 from .recipe import Recipe, read_recipe
 
 RECIPE_FILE = Path(__file__).parent / "recipes" / "sentiment-tiny.yaml"
-SOURCES = ("base_model.py", "dataset.py", "examples.py", "loop.py", "fine_tune.py", "answers.py", "evaluation.py")
+SOURCES = (
+    "base_model.py",
+    "dataset.py",
+    "examples.py",
+    "packed.py",
+    "loop.py",
+    "fine_tune.py",
+    "answers.py",
+    "evaluation.py",
+)
 LABELS = ("negative", "positive")
 MAX_NEW_TOKENS = 6  # both as the recipe has them: a label and the end of the turn are two to five
 PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "sacrebleu")

@@ -10,14 +10,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import training as benchmark
 from benchmarks.training import CONTENDERS, DATA, Job
 from training import loop
-from training.adapter import load_tokenizer
+from training.base_model import one_thread
 from training.examples import IGNORED, padded
-from training.tiny_base import one_thread
 
 EXAMPLES = 21
 JOB = Job(
@@ -39,7 +38,7 @@ JOB = Job(
 
 @pytest.fixture(scope="module")
 def tokenizer(random_llama: Path) -> Any:
-    return load_tokenizer(random_llama)
+    return AutoTokenizer.from_pretrained(random_llama, local_files_only=True)
 
 
 def model_of(folder: Path) -> Any:
