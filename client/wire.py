@@ -12,13 +12,17 @@ from typing import Any
 from .errors import ModelError, StreamBrokenError
 
 MAX_SHOWN_CHARACTERS = 300
+# A line of a stream holds a token, its last one the whole text and the details of each token. What never ends is none.
+MAX_LINE_BYTES = 16 * 1024 * 1024
+# What a choice or the details give as the reason where the engine gave up, and the text is incomplete.
+BROKEN_REASONS = ("error", "abort")
 
 
 def answer_of(body: bytes) -> dict[str, Any]:
     """A whole answer. Raises ModelError for an error, which LMI can send with status 200, and for what is no answer."""
     try:
         answer = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"The model's answer is not JSON: {_shown(body)}") from error
     if isinstance(answer, list) and len(answer) == 1:  # some of LMI's handlers answer a batch of one
         answer = answer[0]
@@ -46,9 +50,9 @@ def pieces_of(parts: Iterable[bytes]) -> Iterator[str]:
             continue
         if (failure := _failure_in(event)) is not None:
             raise StreamBrokenError(f"The model broke off its answer: {failure}", _status_in(event))
-        if (choices := event.get("choices")) is not None:
+        if event.get("choices") is not None:
             is_choice = True
-            is_finished = is_finished or any(choice.get("finish_reason") for choice in choices)
+            is_finished = is_finished or any(choice.get("finish_reason") for choice in _choices_in(event))
         if is_begun and "generated_text" in event and "token" not in event:
             continue  # the whole text once more
         if piece := _text_in(event):
@@ -60,11 +64,16 @@ def pieces_of(parts: Iterable[bytes]) -> Iterator[str]:
 
 
 def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
-    held = b""
+    held = bytearray()
     for part in parts:
-        *whole, held = (held + part).split(b"\n")
-        yield from whole
-    yield held
+        ending, *begun = part.split(b"\n")
+        held += ending
+        for beginning in begun:
+            yield bytes(held)
+            held = bytearray(beginning)
+        if len(held) > MAX_LINE_BYTES:
+            raise StreamBrokenError(f"The model's stream holds a line of more than {MAX_LINE_BYTES:,} bytes.")
+    yield bytes(held)
 
 
 def _event_in(line: bytes) -> dict[str, Any] | None:
@@ -79,7 +88,7 @@ def _event_in(line: bytes) -> dict[str, Any] | None:
             raise StreamBrokenError(f"The model's stream holds a line that is no JSON: {_shown(line)}")
     try:
         event = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StreamBrokenError(f"The model's stream holds a line that is no JSON: {_shown(line)}") from error
     return event if isinstance(event, dict) else None
 
@@ -89,9 +98,10 @@ def _text_in(answer: dict[str, Any]) -> str | None:
     text: Any = None
     if isinstance(answer.get("token"), dict):  # its last line repeats the whole text beside the last token
         text = answer["token"].get("text")
-    elif answer.get("choices"):
-        choice = answer["choices"][0]
-        text = (choice.get("delta") or choice.get("message") or choice).get("content", choice.get("text"))
+    elif choices := _choices_in(answer):
+        choice = choices[0]
+        said = choice.get("delta") or choice.get("message") or choice
+        text = said.get("content", choice.get("text")) if isinstance(said, dict) else None
         text = "" if text is None else text
     else:
         text = answer.get("generated_text")
@@ -102,16 +112,22 @@ def _failure_in(answer: dict[str, Any]) -> str | None:
     failure = answer.get("error")
     if failure is None and answer.get("object") == "error":
         failure = answer
-    if failure is None and _finish_reason(answer) == "error":
+    if failure is None and any(one.get("finish_reason") in BROKEN_REASONS for one in _endings_in(answer)):
         failure = "the engine failed"
     if failure is None:
         return None
     return str(failure.get("message", failure) if isinstance(failure, dict) else failure)[:MAX_SHOWN_CHARACTERS]
 
 
-def _finish_reason(answer: dict[str, Any]) -> Any:
+def _choices_in(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    choices = answer.get("choices")
+    return [one for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
+
+
+def _endings_in(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """What may hold a finish_reason."""
     details = answer.get("details")
-    return details.get("finish_reason") if isinstance(details, dict) else None
+    return [*_choices_in(answer), *([details] if isinstance(details, dict) else [])]
 
 
 def _status_in(answer: dict[str, Any]) -> int | None:
