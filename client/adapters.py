@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from urllib3.exceptions import HTTPError
 
 from .errors import (
     AccessRefusedError,
+    AwsUnavailableError,
     LoradropError,
     ModelError,
     ModelNotReadyError,
@@ -47,6 +49,8 @@ NOT_READY_STATUSES = frozenset({424, 429, 500, 503, 530})
 NOT_READY_CODES = frozenset({"ModelNotReadyException", "Throttling", "ThrottlingException", "TooManyRequestsException"})
 # To ask twice does no harm. But after a read timeout the model may still be at work on the first.
 NOT_SENT = (ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError)
+# As SageMaker has them. The name goes into a header.
+COMPONENT_NAME = re.compile(r"[A-Za-z0-9-]{1,63}")
 # 424 too, but it will be so for ever.
 UNREADABLE_REQUEST = "input parsing failed"
 
@@ -63,8 +67,8 @@ class Adapters:
     growing random delays, as long as `deadline_seconds` have not passed; when the component was retired in between, the new one is
     looked up. A stream that has begun is not tried again.
 
-    It needs dynamodb:GetItem on the table and sagemaker:InvokeEndpoint on the endpoint and its components; `of_stack` needs
-    cloudformation:DescribeStacks as well.
+    It needs dynamodb:GetItem on the table, and sagemaker:InvokeEndpoint on the endpoint and its components, to stream
+    sagemaker:InvokeEndpointWithResponseStream too; `of_stack` needs cloudformation:DescribeStacks as well.
     """
 
     def __init__(
@@ -84,7 +88,7 @@ class Adapters:
             session = session or boto3.Session()
             self._dynamodb = session.client("dynamodb", config=AWS_CONFIG)
             self._runtime = session.client("sagemaker-runtime", config=INVOKE_CONFIG)
-        except BotoCoreError as error:
+        except (BotoCoreError, ValueError) as error:
             raise explained(error, "reach the endpoint") from error
         self._endpoint, self._table = endpoint, registry_table
         self._cache_seconds, self._deadline_seconds = cache_seconds, deadline_seconds
@@ -189,13 +193,18 @@ class Adapters:
             )
         except (ClientError, BotoCoreError) as error:
             raise explained(error, f"look up the live component of {adapter} in the registry {self._table}") from error
-        live = found.get("Item", {}).get("live")
-        if live is None:
-            raise NoLiveComponentError(
-                f"No component of the adapter {adapter!r} is live: it was not deployed yet, or was removed. "
-                f"Deploy it: `loradrop push FILE --name {adapter}`."
-            )
-        return str(live["M"]["component"]["S"])
+        match found.get("Item", {}).get("live"):
+            case None:
+                raise NoLiveComponentError(
+                    f"No component of the adapter {adapter!r} is live: it was not deployed yet, or was removed. "
+                    f"Deploy it: `loradrop push FILE --name {adapter}`."
+                )
+            case {"M": {"component": {"S": str(component)}}} if COMPONENT_NAME.fullmatch(component):
+                return component
+            case _:
+                raise AwsUnavailableError(
+                    f"The live pointer of {adapter!r} names no component: is {self._table} the registry of a loradrop stack?"
+                )
 
     def _forget(self, adapter: str, component: str) -> None:
         with self._lock:

@@ -13,7 +13,7 @@ class StackNotFoundError(LoradropError):
 
 
 class AccessRefusedError(LoradropError):
-    """The credentials are missing, expired or unknown, or a permission is."""
+    """The credentials are missing, expired or unknown, or a permission is missing; or the clock here is wrong."""
 
 
 class AwsUnavailableError(LoradropError):
@@ -64,11 +64,16 @@ _UNKNOWN_KEY_CODES = frozenset(
 _DENIED_CODES = frozenset(
     {"AccessDenied", "AccessDeniedException", "AllAccessDisabled", "NotAuthorized", "UnauthorizedOperation"}
 )
+# A signature holds the time: AWS refuses one that is minutes off.
+_CLOCK_CODE, _CLOCK_SENTENCES = "RequestTimeTooSkewed", ("Signature expired", "Signature not yet current")
 HOW_TO_SIGN_IN = "name a profile in AWS_PROFILE, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure` or `aws sso login`"
 
 
-def explained(error: BotoCoreError | ClientError, doing: str) -> LoradropError:
-    """An error of boto3 as one of ours. `doing` is what was tried, as in "could not read the stack acme"."""
+def explained(error: BotoCoreError | ClientError | ValueError, doing: str) -> LoradropError:
+    """An error of boto3 as one of ours. `doing` is what was tried, as in "could not read the stack acme".
+
+    A ValueError is what boto3 says of an endpoint that is no URL.
+    """
     if isinstance(error, ClientError):
         return _answered(error, doing)
     if isinstance(error, _NO_CREDENTIALS):
@@ -79,7 +84,7 @@ def explained(error: BotoCoreError | ClientError, doing: str) -> LoradropError:
         return AwsUnavailableError(
             f"Could not {doing}: no AWS region is set; set AWS_DEFAULT_REGION, or run `aws configure set region`."
         )
-    if isinstance(error, (botocore.ConnectionError, botocore.HTTPClientError)):
+    if isinstance(error, (botocore.ConnectionError, botocore.HTTPClientError)) or not isinstance(error, BotoCoreError):
         return AwsUnavailableError(
             f"Could not {doing}: {_sentence(error)} Check the network, the region and AWS_ENDPOINT_URL."
         )
@@ -88,6 +93,10 @@ def explained(error: BotoCoreError | ClientError, doing: str) -> LoradropError:
 
 def _answered(error: ClientError, doing: str) -> LoradropError:
     code, said = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
+    if code == _CLOCK_CODE or said.startswith(_CLOCK_SENTENCES):
+        return AccessRefusedError(
+            f"Could not {doing}: this machine's clock is not AWS's; set it ({code}: {_sentence(said)})"
+        )
     if code in _EXPIRED_CODES:
         return AccessRefusedError(f"Could not {doing}: the AWS credentials have expired; sign in again ({code}).")
     if code in _UNKNOWN_KEY_CODES:

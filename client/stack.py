@@ -46,7 +46,7 @@ def read_stack(name: str, session: boto3.Session | None = None) -> Stack:
         cloudformation = (session or boto3.Session()).client("cloudformation", config=AWS_CONFIG)
         region = cloudformation.meta.region_name
         [described] = cloudformation.describe_stacks(StackName=name)["Stacks"]
-    except (ClientError, BotoCoreError) as error:
+    except (ClientError, BotoCoreError, ValueError) as error:
         if isinstance(error, ClientError) and error.response["Error"].get("Code") == "ValidationError":
             raise StackNotFoundError(
                 f"There is no stack {name!r} in {region}, in the account of these credentials. Check its name, the region "

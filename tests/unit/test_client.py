@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from client import (
     StreamBrokenError,
     explained,
 )
-from client.wire import answer_of, pieces_of, text_of
+from client.wire import MAX_LINE_BYTES, answer_of, pieces_of, text_of
 from local.hosting import SERVING, behaving
 from local.hosting.stand_in import AdapterLoadError, StandInEngine, Token
 from tests.adapters import good_tarball
@@ -201,6 +202,13 @@ def test_an_adapter_without_a_component_is_told_so(shop: Shop) -> None:
             shop.adapters.chat(adapter, "Hello")
 
 
+@pytest.mark.parametrize("pointer", [{"NULL": True}, {"M": {}}, {"M": {"component": {"S": "a\r\nX-Evil: 1"}}}])
+def test_a_pointer_that_names_no_component_is_told_so(shop: Shop, pointer: dict[str, Any]) -> None:
+    shop.stack.dynamodb.put_item(TableName=TABLE, Item={"adapter": {"S": "odd"}, "live": pointer})
+    with pytest.raises(AwsUnavailableError, match="The live pointer of 'odd' names no component"):
+        shop.adapters.chat("odd", "Hello")
+
+
 # Trying again
 
 
@@ -339,6 +347,10 @@ def test_a_stream_may_be_cut_anywhere(stream: bytes) -> None:
         (lines([CHAT[1], {"object": "error", "message": "engine died", "code": 500}], "data: "), "engine died", 500),
         (lines([TOKENS[0], {"token": {"text": ""}, "details": {"finish_reason": "error"}}]), "the engine failed", None),
         (lines(CHAT[:2]), "ended in the middle", None),
+        (lines([CHAT[1], {"choices": [{"delta": {}, "finish_reason": "abort"}]}], "data: "), "the engine failed", None),
+        (lines([CHAT[1], {"choices": "?"}]), "ended in the middle", None),
+        (lines(TOKENS[:1]) + b'{"a":' * 100_000, "no JSON", None),
+        (lines(TOKENS[:1]) + b"x" * (MAX_LINE_BYTES + 1), "a line of more than 16,777,216 bytes", None),
         (lines(TOKENS[:1]) + b'{"token": {"te', "no JSON", None),
         (lines(TOKENS[:1]) + b"Internal Server Error\n", "no JSON: 'Internal Server Error'", None),
     ],
@@ -359,10 +371,34 @@ def test_whole_answers_of_all_schemas_have_a_text() -> None:
     assert text_of(answer_of(b'{"choices": [{"message": {"content": null, "tool_calls": []}}]}')) == ""
 
 
-@pytest.mark.parametrize("body", [b"", b"no", b"[]", b'"text"', b'{"error": "no", "code": 424}', b'{"outputs": []}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no",
+        b"[]",
+        b'"text"',
+        b'{"error": "no", "code": 424}',
+        b'{"outputs": []}',
+        b'{"choices": true}',
+        b'{"choices": {"a": 1}}',
+        b'{"choices": [null, 5]}',
+        b'{"choices": [{"message": {"content": ["yes"]}}]}',
+        b'{"choices": [{"message": {"content": "ye"}, "finish_reason": "error"}]}',
+        b"[" * 100_000,
+    ],
+)
 def test_what_is_no_answer_is_an_error(body: bytes) -> None:
     with pytest.raises(ModelError):
         text_of(answer_of(body))
+
+
+def test_a_line_that_comes_in_many_parts_costs_no_more_than_its_bytes() -> None:
+    """Joined anew with every part, this would take half a minute."""
+    parts = [b'{"token": {"text": "', *[b"x" * 1000] * 8000, b'"}}\n']
+    began = time.monotonic()
+    assert len("".join(pieces_of(parts))) == 8_000_000
+    assert time.monotonic() - began < 5
 
 
 # Stacks
@@ -405,6 +441,13 @@ def test_without_a_region_a_sentence_says_so(monkeypatch: pytest.MonkeyPatch) ->
         Adapters.of_stack("shop")
 
 
+def test_an_endpoint_that_is_no_url_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:4566")
+    for ask in (lambda: Adapters(endpoint=ENDPOINT, registry_table=TABLE), lambda: Adapters.of_stack("shop")):
+        with pytest.raises(AwsUnavailableError, match=r"Invalid endpoint: localhost:4566\. Check .*AWS_ENDPOINT_URL"):
+            ask()
+
+
 # Errors of AWS
 
 
@@ -419,6 +462,12 @@ def answered(code: str, message: str = "It quotes AKIASECRET") -> ClientError:
         (answered("ExpiredTokenException"), AccessRefusedError, "have expired"),
         (answered("InvalidAccessKeyId"), AccessRefusedError, "does not know these credentials"),
         (answered("SignatureDoesNotMatch"), AccessRefusedError, "does not know these credentials"),
+        (
+            answered("InvalidSignatureException", "Signature expired: 20261124T100000Z is now earlier than …"),
+            AccessRefusedError,
+            "this machine's clock is not AWS's; set it (InvalidSignatureException: Signature expired",
+        ),
+        (answered("RequestTimeTooSkewed", "The difference is too large."), AccessRefusedError, "clock is not AWS's"),
         (
             answered("AccessDenied", "Access Denied"),
             AccessRefusedError,
