@@ -56,7 +56,9 @@ class UploadExecutions:
 
     def of_version(self, version_id: str, *, besides: str | None = None) -> str | None:
         """The execution's ARN, once it has started. An event can come twice: `besides` is one that is known already."""
-        pages = self._states.get_paginator("list_executions").paginate(stateMachineArn=self._machine)
+        pages = self._states.get_paginator("list_executions").paginate(
+            stateMachineArn=self._machine, PaginationConfig={"PageSize": 1000}
+        )
         for one in (one for page in pages for one in page["executions"]):  # the newest first
             if self._since is not None and one["startDate"] < self._since:
                 return None
@@ -81,9 +83,11 @@ def look_at(states: "SFNClient", arn: str) -> Execution:
     described = states.describe_execution(executionArn=arn)
     started = described["startDate"].timestamp()
     is_running = described["status"] == RUNNING
-    ended = time.time() if is_running else described["stopDate"].timestamp()
+    ended = max(time.time(), started) if is_running else described["stopDate"].timestamp()
     steps: list[Step] = []
-    pages = states.get_paginator("get_execution_history").paginate(executionArn=arn, includeExecutionData=False)
+    pages = states.get_paginator("get_execution_history").paginate(
+        executionArn=arn, includeExecutionData=False, PaginationConfig={"PageSize": 1000}
+    )
     for event in (event for page in pages for event in page["events"]):
         name = event.get("stateEnteredEventDetails", {}).get("name")
         if name is None or (steps and name in LOOPED):

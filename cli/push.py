@@ -44,6 +44,13 @@ POLL_SECONDS = 1.0
 PART_BYTES = 8 * 1024 * 1024
 _TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
 _CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 6}, connect_timeout=5, read_timeout=60)
+# Step Functions lets an account look a few times a second; who pushes beside others looks less often, and does not give up.
+_STATES_CONFIG = Config(retries={"mode": "adaptive", "total_max_attempts": 12}, connect_timeout=5, read_timeout=20)
+# Stopped by hand, or at its time limit: no state of it cleaned up or wrote a report.
+_UNREPORTED = (
+    "The execution ended as {} and told nothing. Its component may still stand, and take a slot: push the same again, which adopts "
+    "it. What is live, the registry says (docs/operations.md)."
+)
 _ARCHIVE_ENDINGS = (".tar.gz", ".tgz")
 
 
@@ -116,7 +123,7 @@ def _print_json(adapter: str, stack: str, report: Report, **more: Any) -> None:
 def _adapter(name: str | None, path: Path) -> str:
     """The adapter's name: the one given, or the file's or the folder's."""
     if name is None:
-        name = path.resolve().name
+        name = path.absolute().name  # of a link its own, not the one of what it stands for
         ending = next((ending for ending in _ARCHIVE_ENDINGS if name.endswith(ending)), "")
         name = name.removesuffix(ending)
     try:
@@ -180,7 +187,7 @@ class _Push:
         self._machine = stack.output("StateMachineArn")
         with _explaining("reach AWS"):
             self._s3 = session.client("s3", config=_CONFIG)
-            self._states = session.client("stepfunctions", config=_CONFIG)
+            self._states = session.client("stepfunctions", config=_STATES_CONFIG)
 
     def run(self, tarball: _Tarball) -> int:
         most = int(self._stack.parameters.get("MaxUploadMegabytes", "0")) * 1_000_000
@@ -203,7 +210,7 @@ class _Push:
             return self._follow(tarball, upload, executions)
         except LoradropError as error:
             raise CommandError(
-                f"{error} The upload is done, and its deployment goes on; its outcome: {upload.where_to_look}"
+                f"{error} The upload is done; its deployment, if it had begun, goes on. Its outcome: {upload.where_to_look}"
             ) from error
 
     def _upload(self, tarball: _Tarball) -> _Upload:
@@ -293,9 +300,7 @@ class _Push:
         if execution.status == RUNNING:
             message = f"Not at its end after {self._arguments.timeout:g} s. {_goes_on(upload, execution.arn)}"
         else:
-            message = (
-                execution.output.get("message") or execution.cause or f"The execution ended as {execution.status}."
-            )
+            message = execution.output.get("message") or execution.cause or _UNREPORTED.format(execution.status)
         return self._end(tarball, code, outcome, message, upload, execution)
 
     def _end(

@@ -99,16 +99,16 @@ class Front:
         body = await self._read(scope, headers, receive)
         account, region = responses.get_account_id(), responses.get_region()
         endpoint, component = unquote(match["endpoint"]), headers.get("x-amzn-sagemaker-inference-component")
-        denied = self._denied(permissions_to_invoke(endpoint, component, region, account), headers, region)
+        is_streamed = match["streamed"] is not None
+        needed = permissions_to_invoke(endpoint, component, region, account, is_streamed=is_streamed)
+        denied = self._denied(needed, headers, region)
         if denied is not None:
             await _send(send, *denied)
             return
         loop = asyncio.get_running_loop()
         status, reply, chunks = await loop.run_in_executor(
             self._invocations,
-            lambda: invoke(
-                hosting_backend(account, region), endpoint, headers, body, streamed=match["streamed"] is not None
-            ),
+            lambda: invoke(hosting_backend(account, region), endpoint, headers, body, streamed=is_streamed),
         )
         await send({"type": "http.response.start", "status": status, "headers": _header_list(reply)})
         while (chunk := await loop.run_in_executor(self._invocations, next, chunks, None)) is not None:

@@ -1,6 +1,7 @@
 """Which IAM permissions a SageMaker call needs: action and resource, as the service authorization reference has them.
 
-Where the reference names several resource types for an action, all of them are asked for: a policy that passes here passes there.
+Where the reference names several resource types for an action, all of them are asked for; and where AWS's pages differ, what
+any of them asks for: a policy that passes here passes there.
 """
 
 import re
@@ -40,12 +41,19 @@ def permissions_to_call(operation: str, request: dict[str, Any], region: str, ac
         yield "sagemaker:AddTags", own
 
 
-def permissions_to_invoke(endpoint: str, component: str | None, region: str, account: str) -> Iterator[Permission]:
-    """A streamed invocation needs the same: there is one action for both."""
-    yield "sagemaker:InvokeEndpoint", _arn("Endpoint", {"EndpointName": endpoint}, region, account)
+def permissions_to_invoke(
+    endpoint: str, component: str | None, region: str, account: str, *, is_streamed: bool
+) -> Iterator[Permission]:
+    """Of a streamed invocation the API's reference names the first action, the service authorization reference the second."""
+    resources = [_arn("Endpoint", {"EndpointName": endpoint}, region, account)]
     if component is not None:
-        names = {"InferenceComponentName": component}
-        yield "sagemaker:InvokeEndpoint", _arn("InferenceComponent", names, region, account)
+        resources.append(_arn("InferenceComponent", {"InferenceComponentName": component}, region, account))
+    for action in (
+        "sagemaker:InvokeEndpoint",
+        *(["sagemaker:InvokeEndpointWithResponseStream"] if is_streamed else []),
+    ):
+        for resource in resources:
+            yield action, resource
 
 
 def _arn(kind: str, request: dict[str, Any], region: str, account: str) -> str:

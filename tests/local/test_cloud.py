@@ -250,19 +250,32 @@ def test_a_right_may_hang_on_a_tag_of_the_component(account: Account, endpoint: 
     client.delete_inference_component(InferenceComponentName=own)
 
 
-@pytest.mark.parametrize("operation", ["invoke_endpoint", "invoke_endpoint_with_response_stream"])
-def test_invoking_needs_the_endpoint_and_the_component(account: Account, endpoint: Endpoint, operation: str) -> None:
+@pytest.mark.parametrize(
+    ("operation", "actions"),
+    [
+        ("invoke_endpoint", ["sagemaker:InvokeEndpoint"]),
+        (
+            "invoke_endpoint_with_response_stream",
+            ["sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointWithResponseStream"],
+        ),
+    ],
+)
+def test_invoking_needs_the_endpoint_and_the_component(
+    account: Account, endpoint: Endpoint, operation: str, actions: list[str]
+) -> None:
     resources = [f"{ENDPOINT_ARN}/{endpoint.name}", f"{COMPONENT_ARN}/{endpoint.base}"]
     request = {"EndpointName": endpoint.name, "InferenceComponentName": endpoint.base, "Body": b'{"inputs": "Hello"}'}
-    for granted, missing in (resources, reversed(resources)):
-        runtime = account.user(allow("sagemaker:InvokeEndpoint", granted))("sagemaker-runtime")
+    needed = [(action, resource) for action in actions for resource in resources]
+    for missing in needed:
+        granted = [allow(action, resource) for action, resource in needed if (action, resource) != missing]
+        runtime = account.user(*granted)("sagemaker-runtime")
         with pytest.raises(ClientError) as refused:
             getattr(runtime, operation)(**request)
         error = refused.value.response["Error"]
         assert error["Code"] == "AccessDeniedException"
-        assert f"sagemaker:InvokeEndpoint on resource: {missing}" in error["Message"]
+        assert f"{missing[0]} on resource: {missing[1]}" in error["Message"]
         assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
-    runtime = account.user(allow("sagemaker:InvokeEndpoint", resources))("sagemaker-runtime")
+    runtime = account.user(allow(actions, resources))("sagemaker-runtime")
     assert getattr(runtime, operation)(**request)["Body"]
 
 
