@@ -37,6 +37,9 @@ def invoke(arguments: argparse.Namespace) -> int:
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:
     """In LMI's schema for chat or, where --raw gives the whole prompt, in its own."""
     text = _stdin() if arguments.text == ["-"] else " ".join(arguments.text)
+    for given in (text, arguments.system or ""):
+        if any("\ud800" <= character <= "\udfff" for character in given):  # as Python holds bytes of the command line
+            raise CommandError("The text is not UTF-8.")
     if not text.strip():
         raise CommandError("There is nothing to ask: the text is empty.")
     sampling = {} if arguments.temperature is None else {"temperature": arguments.temperature}

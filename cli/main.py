@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from loradrop import __version__
 from loradrop.judge import ADAPTER_FILES
@@ -121,6 +121,10 @@ def _give_up_stdout() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **settings: Any) -> None:
+        # Commands are made by this class too. An abbreviation in a script would break with the next option.
+        super().__init__(**{"allow_abbrev": False, **settings})
+
     def error(self, message: str) -> NoReturn:
         super().error(safe(message))
 
@@ -131,7 +135,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Train, judge, package, deploy and ask LoRA adapters.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"loradrop {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -180,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=float,
+        type=_seconds,
         default=MAX_DEPLOYMENT_SECONDS,
         help="how long to follow the deployment (%(default)s)",
     )
@@ -248,6 +251,13 @@ def _add_base(parser: argparse.ArgumentParser, default: str | None = DEFAULT_PRO
 def _add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
     parser.add_argument("-o", "--output", metavar=metavar, type=Path, required=True, help="where to write")
     parser.add_argument("--force", action="store_true", help="replace it where it is there already")
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if (seconds := float(text)) >= 0:  # nan is not: it would never be over
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
 
 
 def _problem_code(text: str) -> ProblemCode:

@@ -4,12 +4,15 @@ import os
 import shutil
 import sys
 import time
+import unicodedata
 from typing import TextIO
 
 MAX_COLUMNS = 110
 _SECONDS_BEFORE_BAR = 0.7
 _SECONDS_BETWEEN_BARS = 0.1
 _BAR_CELLS = 24
+# Beside lines and tabs: zero-width (non-)joiner, without which Persian, Hindi and emoji fall apart.
+_OF_TEXTS = "\n\t\u200c\u200d"
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 
 
@@ -27,8 +30,11 @@ def safe(text: str) -> str:
 
 
 def safe_text(text: str) -> str:
-    """As `safe`, of a text that may have lines and tabs."""
-    return "".join(character if character in "\n\t" else safe(character) for character in text)
+    """As `safe`, of a text that may have lines and tabs, the spaces of many languages, and joined letters and emoji."""
+    return "".join(
+        character if character in _OF_TEXTS or unicodedata.category(character) == "Zs" else safe(character)
+        for character in text
+    )
 
 
 def painted(text: str, colour: str, stream: TextIO) -> str:

@@ -20,7 +20,7 @@ import pytest
 
 from cli.main import main
 from cli.tables import code_document
-from cli.terminal import Progress, safe
+from cli.terminal import Progress, safe, safe_text
 from loradrop.problems import ProblemCode
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
 
@@ -406,6 +406,12 @@ def test_hostile_names_in_a_folder_do_not_either(folder: Path, tmp_path: Path) -
         done = run(*command, *TINY)
         assert done.stderr == b""
         assert all(character.isprintable() or character == "\n" for character in done.stdout.decode())
+
+
+def test_a_text_keeps_its_lines_spaces_and_joined_letters() -> None:
+    text = "Combien\u202f?\n\tdix\u00a0mille, \u3000\u0645\u06cc\u200c\u062e 👩\u200d🔬"
+    assert safe_text(text) == text
+    assert safe_text("\x1b[2J\x9b\u202e\u2066\r\x08") == "\\x1b[2J\\x9b\\u202e\\u2066\\r\\x08"
 
 
 def test_safe_spells_out_what_could_steer_a_terminal() -> None:

@@ -151,6 +151,13 @@ def test_the_name_is_the_files_unless_it_is_given(
     assert uploaded(shop) == [f"adapters/{key}.tar.gz"]
 
 
+def test_a_link_has_the_name_that_it_shows(shop: Stack, file: Path, tmp_path: Path) -> None:
+    link = tmp_path / "globex.tar.gz"
+    link.symlink_to(file)
+    assert push(link, "--no-wait") == 0
+    assert uploaded(shop) == ["adapters/globex.tar.gz"]
+
+
 # What is not
 
 
@@ -224,6 +231,9 @@ def test_a_tarball_above_the_stacks_limit_is_not_uploaded(
         (["README.md", "--stack", "none"], "There is no stack 'none' in us-east-1"),
         (["README.md", "--base", "llama-9"], "There is no profile"),
         (["README.md", f"{ESCAPE}[31m"], "unrecognized arguments"),
+        (["README.md", "--timeout", "nan"], "'nan' is no number of seconds"),
+        (["README.md", "--timeout", "soon"], "'soon' is no number of seconds"),
+        (["README.md", "--na", "acme"], "unrecognized arguments"),
     ],
 )
 def test_wrong_usage_exits_2_with_a_sentence(
@@ -257,8 +267,9 @@ REGION = {"AWS_DEFAULT_REGION": "us-east-1"}
             REGION | KEYS | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
             "Check the network, the region and AWS_ENDPOINT_URL",
         ),
+        (REGION | KEYS | {"AWS_ENDPOINT_URL": "localhost:9"}, "Invalid endpoint: localhost:9. Check"),
     ],
-    ids=["no credentials", "no region", "no profile", "half a key", "no network"],
+    ids=["no credentials", "no region", "no profile", "half a key", "no network", "no url"],
 )
 @pytest.mark.parametrize("command", [["push", "ACME"], ["invoke", "acme", "Hello"]], ids=["push", "invoke"])
 def test_without_aws_a_sentence_says_what_to_do(
@@ -428,6 +439,13 @@ def test_an_adapter_is_asked_in_words_by_stdin_and_as_a_whole_prompt(
     assert raw not in ("\n", answer)
     assert ask("How are you?", "--raw", "--stream") == raw
     assert ask("How are you?", "--system", "Be brief.") not in (answer, raw)
+
+
+@pytest.mark.parametrize("words", [[b"\xff\xfe"], [b"Hello", b"--system", b"\xff\xfe"]])
+def test_words_that_are_no_text_are_told_so(words: list[bytes]) -> None:
+    command = [sys.executable, "-m", "cli", "invoke", "acme", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"loradrop: The text is not UTF-8.\n")
 
 
 def test_a_prompt_that_is_no_text_is_told_so() -> None:
