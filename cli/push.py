@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 
 from loradrop.names import UPLOAD_PREFIX, UPLOAD_SUFFIX, AdapterNameInvalidError, adapter_name
 from loradrop.outcome import Outcome
@@ -32,9 +31,9 @@ from .terminal import CommandError, Progress, megabytes, safe
 
 # In the wheel the client has a name of its own; mypy knows it by its folder.
 if TYPE_CHECKING or __package__ == "cli":
-    from client import LoradropError, Stack, default_stack, explained, read_stack
+    from client import AWS_ERRORS, LoradropError, Stack, default_stack, explained, read_stack
 else:
-    from loradrop_client import LoradropError, Stack, default_stack, explained, read_stack
+    from loradrop_client import AWS_ERRORS, LoradropError, Stack, default_stack, explained, read_stack
 
 DEPLOYED, REJECTED, FAILED, INTERRUPTED = 0, 1, 3, 130
 # Events come within seconds as a rule; EventBridge itself goes on trying for a day.
@@ -375,5 +374,5 @@ def _checksums(file: BinaryIO, size_bytes: int) -> tuple[str, str]:
 def _explaining(doing: str) -> Iterator[None]:
     try:
         yield
-    except (ClientError, BotoCoreError) as error:
+    except AWS_ERRORS as error:
         raise explained(error, doing) from error

@@ -12,6 +12,7 @@ Every failure is a LoradropError, whose message is a sentence for whoever reads 
 
 from .adapters import Adapters, Message
 from .errors import (
+    AWS_ERRORS,
     AccessRefusedError,
     AwsUnavailableError,
     LoradropError,
@@ -25,6 +26,7 @@ from .errors import (
 from .stack import DEFAULT_STACK, STACK_VARIABLE, Stack, default_stack, read_stack
 
 __all__ = [
+    "AWS_ERRORS",
     "DEFAULT_STACK",
     "STACK_VARIABLE",
     "AccessRefusedError",

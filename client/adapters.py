@@ -23,6 +23,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError
 
 from .errors import (
+    AWS_ERRORS,
     AccessRefusedError,
     AwsUnavailableError,
     LoradropError,
@@ -191,7 +192,7 @@ class Adapters:
                 ProjectionExpression="#live",
                 ExpressionAttributeNames={"#live": "live"},
             )
-        except (ClientError, BotoCoreError) as error:
+        except AWS_ERRORS as error:
             raise explained(error, f"look up the live component of {adapter} in the registry {self._table}") from error
         match found.get("Item", {}).get("live"):
             case None:

@@ -2,6 +2,7 @@
 
 from botocore import exceptions as botocore
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 
 class LoradropError(Exception):
@@ -69,10 +70,14 @@ _CLOCK_CODE, _CLOCK_SENTENCES = "RequestTimeTooSkewed", ("Signature expired", "S
 HOW_TO_SIGN_IN = "name a profile in AWS_PROFILE, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure` or `aws sso login`"
 
 
-def explained(error: BotoCoreError | ClientError | ValueError, doing: str) -> LoradropError:
+# What a call can raise. The last, which is none of the first: another server than AWS answered.
+AWS_ERRORS = (BotoCoreError, ClientError, ResponseParserError)
+
+
+def explained(error: Exception, doing: str) -> LoradropError:
     """An error of boto3 as one of ours. `doing` is what was tried, as in "could not read the stack acme".
 
-    A ValueError is what boto3 says of an endpoint that is no URL.
+    One of AWS_ERRORS, or the ValueError that boto3 raises of an endpoint that is no URL.
     """
     if isinstance(error, ClientError):
         return _answered(error, doing)
@@ -84,10 +89,10 @@ def explained(error: BotoCoreError | ClientError | ValueError, doing: str) -> Lo
         return AwsUnavailableError(
             f"Could not {doing}: no AWS region is set; set AWS_DEFAULT_REGION, or run `aws configure set region`."
         )
-    if isinstance(error, (botocore.ConnectionError, botocore.HTTPClientError)) or not isinstance(error, BotoCoreError):
-        return AwsUnavailableError(
-            f"Could not {doing}: {_sentence(error)} Check the network, the region and AWS_ENDPOINT_URL."
-        )
+    if isinstance(error, (botocore.ConnectionError, botocore.HTTPClientError, ResponseParserError, ValueError)):
+        # What a parser says holds the whole page.
+        said = "what answered is not AWS." if isinstance(error, ResponseParserError) else _sentence(error)
+        return AwsUnavailableError(f"Could not {doing}: {said} Check the network, the region and AWS_ENDPOINT_URL.")
     return AwsUnavailableError(f"Could not {doing}: {_sentence(error)}")
 
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
+from botocore.parsers import ResponseParserError
 
-from .errors import StackNotFoundError, explained
+from .errors import AWS_ERRORS, StackNotFoundError, explained
 
 STACK_VARIABLE = "LORADROP_STACK"
 DEFAULT_STACK = "loradrop-dev"
@@ -45,14 +46,16 @@ def read_stack(name: str, session: boto3.Session | None = None) -> Stack:
     try:
         cloudformation = (session or boto3.Session()).client("cloudformation", config=AWS_CONFIG)
         region = cloudformation.meta.region_name
-        [described] = cloudformation.describe_stacks(StackName=name)["Stacks"]
-    except (ClientError, BotoCoreError, ValueError) as error:
+        described = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
+    except (*AWS_ERRORS, ValueError) as error:
         if isinstance(error, ClientError) and error.response["Error"].get("Code") == "ValidationError":
             raise StackNotFoundError(
                 f"There is no stack {name!r} in {region}, in the account of these credentials. Check its name, the region "
                 f"and the account, or set {STACK_VARIABLE}; `sam deploy` makes one."
             ) from error
         raise explained(error, f"read the stack {name}") from error
+    except (KeyError, IndexError) as error:  # XML, but not AWS's; boto3's parser fails like this itself
+        raise explained(ResponseParserError(), f"read the stack {name}") from error
     return Stack(
         name,
         {one["OutputKey"]: one["OutputValue"] for one in described.get("Outputs", [])},

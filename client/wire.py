@@ -43,11 +43,12 @@ def text_of(answer: dict[str, Any]) -> str:
 
 def pieces_of(parts: Iterable[bytes]) -> Iterator[str]:
     """The pieces of text as they come, none of them empty. Raises StreamBrokenError where the answer breaks off."""
-    is_begun = is_choice = is_finished = False
+    is_answered = is_begun = is_choice = is_finished = False
     for line in _lines(parts):
         event = _event_in(line)
         if event is None:
             continue
+        is_answered = True
         if (failure := _failure_in(event)) is not None:
             raise StreamBrokenError(f"The model broke off its answer: {failure}", _status_in(event))
         if event.get("choices") is not None:
@@ -58,6 +59,8 @@ def pieces_of(parts: Iterable[bytes]) -> Iterator[str]:
         if piece := _text_in(event):
             is_begun = True
             yield piece
+    if not is_answered:
+        raise StreamBrokenError("The model's answer ended before it had begun.")
     # Only of this schema is it sure that a last piece says so.
     if is_choice and not is_finished:
         raise StreamBrokenError("The model's answer ended in the middle: its last piece did not come.")

@@ -2,10 +2,12 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import boto3
@@ -363,6 +365,12 @@ def test_a_stream_that_breaks_off_says_so_after_what_came(stream: bytes, said: s
     assert broken.value.status == status
 
 
+@pytest.mark.parametrize("stream", [b"", b": hello\n\ndata: [DONE]\n"])
+def test_a_stream_that_holds_nothing_is_no_empty_answer(stream: bytes) -> None:
+    with pytest.raises(StreamBrokenError, match="ended before it had begun"):
+        list(pieces_of([stream]))
+
+
 def test_whole_answers_of_all_schemas_have_a_text() -> None:
     assert text_of(answer_of(b'{"generated_text": "yes"}')) == "yes"
     assert text_of(answer_of(b'[{"generated_text": "yes"}]')) == "yes"
@@ -446,6 +454,34 @@ def test_an_endpoint_that_is_no_url_is_told_so(monkeypatch: pytest.MonkeyPatch) 
     for ask in (lambda: Adapters(endpoint=ENDPOINT, registry_table=TABLE), lambda: Adapters.of_stack("shop")):
         with pytest.raises(AwsUnavailableError, match=r"Invalid endpoint: localhost:4566\. Check .*AWS_ENDPOINT_URL"):
             ask()
+
+
+@pytest.fixture(params=[b"<!DOCTYPE html><html>Sign in<br></html>", b"<html><body>Sign in</body></html>", b""])
+def web_page(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server that answers everything with a page, as a hotel's network does."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(request.param)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        serving.join()
+
+
+def test_a_server_that_is_not_aws_is_told_so(web_page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", web_page)
+    with pytest.raises(AwsUnavailableError, match="Could not read the stack shop: what answered is not AWS"):
+        Adapters.of_stack("shop")
 
 
 # Errors of AWS
