@@ -53,7 +53,7 @@ docs: ## Generate docs/problems.md and docs/recipe.md
 	$(BIN)/python -m training.recipe > docs/recipe.md
 
 clean: ## Remove what was made: environments, caches, builds
-	rm -rf $(VENV) $(TOOLS) .cache .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) .cache build loradrop.egg-info .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.installed: requirements-dev.txt constraints.txt functions/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "loradrop needs Python 3.11 or newer; name one with PYTHON=…")'

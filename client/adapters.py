@@ -150,7 +150,8 @@ class Adapters:
     ) -> Iterator[str]:
         """The pieces of an answer's text as they come; it is asked as `chat` is.
 
-        The call is made at once, and tried again like any other; from the first piece on, it is not: StreamBrokenError.
+        The call is made at once, and tried again like any other; from the first piece on, it is not: StreamBrokenError. So ends
+        a stream that is silent for 65 seconds; SageMaker itself breaks off one that takes too long (ModelInvocationTimeExceeded).
         """
         asked = _chat_request(message, system, max_tokens=max_tokens, temperature=temperature, **parameters)
         body = json.dumps(asked | {"stream": True}).encode()

@@ -7,6 +7,7 @@ name or time in the gzip header.
 import contextlib
 import dataclasses
 import os
+import secrets
 import stat
 import tarfile
 import zlib
@@ -119,7 +120,8 @@ def check_output(output: Path, *, force: bool) -> None:
 @contextlib.contextmanager
 def part_beside(output: Path) -> Iterator[Path]:
     """A name beside `output`, to write to and then to rename; removed where that did not come about."""
-    part = output.with_name(f".loradrop-{os.getpid()}.part")
+    # Not by the process id: containers that share a volume have the same ones.
+    part = output.with_name(f".loradrop-{secrets.token_hex(8)}.part")
     try:
         yield part
     finally:

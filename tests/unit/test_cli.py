@@ -296,6 +296,14 @@ def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing(folder: Path, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_another_process_with_the_same_id_is_not_disturbed(folder: Path, tmp_path: Path) -> None:
+    """As containers that share a volume have it."""
+    others = tmp_path / f".loradrop-{os.getpid()}.part"
+    others.write_bytes(b"half a tarball")
+    assert main(["package", str(folder), "-o", str(tmp_path / "x.tar.gz"), *TINY]) == 0
+    assert others.read_bytes() == b"half a tarball"
+
+
 # profile
 
 
