@@ -46,4 +46,4 @@ def test_a_trained_adapter_goes_live_proven_by_its_own_smoke_prompts_and_answers
     parameters = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 0}
     answers = [adapters.invoke("sentiment", {"inputs": one.prompt, "parameters": parameters}) for one in asked]
     right = sum(answer["generated_text"].strip() == one.label for answer, one in zip(answers, asked, strict=True))
-    assert right / ASKED > 0.6  # 0.76 of all 200 here; the base names no label at all
+    assert right / ASKED > 0.6  # 0.75 of all 200 here; the base names no label at all
