@@ -119,12 +119,19 @@ def _print_json(adapter: str, stack: str, report: Report, **more: Any) -> None:
     print(json.dumps({"adapter": adapter, "stack": stack, **blank, **more, "validation": report.to_dict()}, indent=2))
 
 
+_EVERYBODYS_NAME = "adapter"
+
+
 def _adapter(name: str | None, path: Path) -> str:
     """The adapter's name: the one given, or the file's or the folder's."""
     if name is None:
         name = path.absolute().name  # of a link its own, not the one of what it stands for
         ending = next((ending for ending in _ARCHIVE_ENDINGS if name.endswith(ending)), "")
         name = name.removesuffix(ending)
+        if name == _EVERYBODYS_NAME:  # as `loradrop train` writes it: it would replace somebody else's
+            raise CommandError(
+                f"{path} is called as every trained adapter is. Choose the name that it goes live under with --name."
+            )
     try:
         return adapter_name(f"{UPLOAD_PREFIX}{name}{UPLOAD_SUFFIX}")
     except AdapterNameInvalidError as error:

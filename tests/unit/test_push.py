@@ -225,6 +225,10 @@ def test_a_tarball_above_the_stacks_limit_is_not_uploaded(
     ("arguments", "said"),
     [
         (["missing.tar.gz"], "missing.tar.gz: No such file"),
+        (
+            ["out/sentiment/adapter.tar.gz"],
+            "is called as every trained adapter is. Choose the name that it goes live under",
+        ),
         (["/dev/null"], "/dev/null is neither a file nor a folder"),
         (["README.md", "--name", "two words"], "'two words' is no adapter name. Allowed: letters"),
         (["README.md", "--name", "a" * 129], "Choose one with --name."),
