@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import stat
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,6 +97,8 @@ def read_dataset(data: Data, special_tokens: Sequence[str] = ()) -> Dataset:
     Raises DataError where the prompt template itself is wrong.
     """
     template = Template(data.prompt)
+    if data.answer in template.columns:
+        raise DataError(f"data.prompt gives the answer away: {{{data.answer}}} is the column that data.answer names.")
     findings: list[Finding] = []
     reader = _RowReader(data, template, tuple(one for one in special_tokens if one), findings)
     train = [row for file in data.train for row in reader.rows(Path(file))]
@@ -143,7 +146,8 @@ class _RowReader:
     ) -> None:
         self._data = data
         self._template = template
-        self._special_tokens = special_tokens
+        # One pattern: Llama-3.1 has 256 of them.
+        self._special = re.compile("|".join(map(re.escape, special_tokens)) or "(?!)")
         self._findings = findings
 
     def rows(self, file: Path) -> Iterator[Row]:
@@ -158,11 +162,12 @@ class _RowReader:
         texts: dict[str, str] = {}
         for column in dict.fromkeys((*self._template.columns, self._data.answer)):
             value = record.get(column)
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            # NaN, which is not itself, is how pandas writes a text that is missing.
+            if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
                 value = str(value)
             if not isinstance(value, str):
                 found = "there is none" if column not in record else f"it holds {json.dumps(value)[:60]}"
-                there = ", ".join(sorted(map(str, record))[:8])
+                there = ", ".join(name[:40] for name in sorted(record)[:8])
                 self._find(
                     Code.MISSING_COLUMN, place, f"column {column!r}: {found}; the line has {there or 'no column'}"
                 )
@@ -173,15 +178,16 @@ class _RowReader:
                 self._look_at(value, column, place)
         answer = texts.get(self._data.answer, "").strip()
         if self._data.labels is not None and answer and answer not in self._data.labels:
-            self._find(Code.UNKNOWN_LABEL, place, f"{answer[:60]!r}; the labels are {', '.join(self._data.labels)}")
+            labels = [repr(label) for label in self._data.labels[:8]]
+            more = ", …" if len(self._data.labels) > 8 else ""
+            self._find(Code.UNKNOWN_LABEL, place, f"{answer[:60]!r}; the labels are {', '.join(labels)}{more}")
         if any(one.is_fatal for one in self._findings[before:]):
             return None
         return Row(self._template.fill(texts), answer, place)
 
     def _look_at(self, text: str, column: str, place: Place) -> None:
-        for token in self._special_tokens:
-            if token in text:
-                self._find(Code.SPECIAL_TOKEN, place, f"{token} in column {column!r}")
+        for token in dict.fromkeys(self._special.findall(text)):
+            self._find(Code.SPECIAL_TOKEN, place, f"{token} in column {column!r}")
         if found := MOJIBAKE.search(text):
             around = text[max(0, found.start() - 10) : found.end() + 10]
             self._find(Code.SUSPECT_ENCODING, place, f"column {column!r}: {around!r}")
@@ -192,8 +198,17 @@ class _RowReader:
 
 def _records(file: Path, findings: list[Finding]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each record with the number of the line where it begins."""
+    readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv_lines, ".tsv": _csv_lines}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        findings.append(Finding(Code.UNREADABLE_FILE, None, f"{file}: its name ends in none of {', '.join(readers)}"))
+        return
     try:
-        size = file.stat().st_size
+        status = file.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):  # a device or a pipe may have no end
+            findings.append(Finding(Code.UNREADABLE_FILE, None, f"{file} is no file"))
+            return
         if size > MAX_FILE_BYTES:
             findings.append(
                 Finding(Code.UNREADABLE_FILE, None, f"{file} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
@@ -205,11 +220,6 @@ def _records(file: Path, findings: list[Finding]) -> Iterator[tuple[int, dict[st
         return
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         findings.append(Finding(Code.NOT_UTF8, Place(file.name, 1), "UTF-16; save it as UTF-8"))
-        return
-    readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv_lines, ".tsv": _csv_lines}
-    reader = readers.get(file.suffix.lower())
-    if reader is None:
-        findings.append(Finding(Code.UNREADABLE_FILE, None, f"{file}: its name ends in none of {', '.join(readers)}"))
         return
     # A BOM is what spreadsheets write first; it is no part of the text.
     yield from reader(file, raw.removeprefix(codecs.BOM_UTF8), findings)
@@ -262,6 +272,10 @@ def _csv_lines(file: Path, raw: bytes, findings: list[Finding]) -> Iterator[tupl
         for cells in reader:
             if not header:
                 header = [cell.strip() for cell in cells]
+                if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+                    what = f"the column {twice[0]!r} is there twice"
+                    findings.append(Finding(Code.NOT_A_RECORD, Place(file.name, begins), what))
+                    return
             elif cells:
                 if len(cells) != len(header):
                     findings.append(
@@ -326,6 +340,11 @@ def _imbalance(rows: Sequence[Row], labels: Sequence[str]) -> Iterator[Finding]:
             )
 
 
+def printable(text: str) -> str:
+    """One line in which no character of a stranger's steers a terminal."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def finding_lines(findings: Sequence[Finding]) -> list[str]:
     """For a person: fatal ones first, a group for each code, its count, and the first few places."""
     groups: dict[Code, list[Finding]] = defaultdict(list)
@@ -336,7 +355,7 @@ def finding_lines(findings: Sequence[Finding]) -> list[str]:
         group = groups[code]
         kind = "warning" if code in WARNINGS else "error"
         lines.append(f"{kind} {code.name}: {code.value} ({len(group):,})")
-        lines += [f"    {one.place or 'data'}: {one.detail}" for one in group[:SHOWN_PLACES]]
+        lines += [printable(f"    {one.place or 'data'}: {one.detail}") for one in group[:SHOWN_PLACES]]
         if len(group) > SHOWN_PLACES:
             lines.append(f"    … and {len(group) - SHOWN_PLACES:,} more")
     return lines

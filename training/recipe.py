@@ -48,7 +48,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    train: tuple[str, ...] = key("JSONL, CSV or TSV files; one or a list; relative to the recipe")
+    train: tuple[str, ...] = key("JSONL, CSV or TSV files; one or a list; relative to the recipe", low=1)
     prompt: str = key("what the model is told; `{column}` is a column's text, `{{` a brace")
     answer: str = key("the column that holds what it is to say")
     held_out: tuple[str, ...] = key(
@@ -58,7 +58,7 @@ class Data:
         "share of `train` that is kept apart where `held_out` names no files", 0.1, low=0.01, high=0.5
     )
     labels: tuple[str, ...] | None = key(
-        "the answers there are, where the answer is a label; without it the answer is free text", None
+        "the answers there are, where the answer is a label; without it the answer is free text", None, low=2
     )
     system: str | None = key("the system message", None)
     chat: bool = key("write the prompt with the tokenizer's chat template; false: as it stands", True)
@@ -73,7 +73,7 @@ class Lora:
     rank: int = key("at most the profile's `max_lora_rank`", 16, low=1, high=512)
     alpha: float = key("the update is scaled by alpha / rank", 32, low=1e-6)
     dropout: float = key("of what goes into an adapted module", 0.05, low=0, high=0.9)
-    modules: tuple[str, ...] = key("the adapted modules", MODULES)
+    modules: tuple[str, ...] = key("the adapted modules", MODULES, low=1)
     rslora: bool = key("scale by alpha / √rank", False)
     dora: bool = key("the judge refuses it: vLLM does not serve DoRA", False)
     init: str = key("peft's `init_lora_weights`; those that alter the base are refused", "default")
@@ -134,9 +134,8 @@ def read_recipe(path: Path) -> Recipe:
     if len(data) > MAX_RECIPE_BYTES:
         raise RecipeError(f"{path} has {len(data):,} bytes; a recipe has at most {MAX_RECIPE_BYTES:,}.")
     try:
-        root = yaml.compose(
-            data.decode("utf-8"), Loader=yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader
-        )
+        # Not the loader in C, which a recipe of brackets alone crashes.
+        root = yaml.compose(data.decode("utf-8"), Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 (byte {error.start}).") from error
     except (yaml.YAMLError, RecursionError) as error:
@@ -216,7 +215,15 @@ class _Reader:
             wanted = next(one for one in options if one is not type(None))
         if typing.get_origin(wanted) is tuple:
             items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-            return tuple(self._value(str, item, name, allowed) for item in items)
+            texts = tuple(self._value(str, item, name, allowed) for item in items)
+            if len(texts) < allowed["low"]:
+                self._problem(node, f"{name} has {len(texts)} texts; it must have at least {allowed['low']:g}")
+            seen: set[str] = set()
+            for text, item in zip(texts, items, strict=True):
+                if text in seen and text is not None:
+                    self._problem(item, f"{name} has {text!r} twice")
+                seen.add(text)
+            return texts
         value = _scalar(node, wanted)
         if value is None:
             self._problem(node, f"{name} is {_NAMES[wanted]}; found {_found(node)}")

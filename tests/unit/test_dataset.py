@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def test_good_data_has_no_findings(tmp_path: Path) -> None:
         (TRAIN + jsonl({"text": "c"}), Code.MISSING_COLUMN, 3),
         (TRAIN + jsonl({"text": None, "label": "yes"}), Code.MISSING_COLUMN, 3),
         (TRAIN + jsonl({"text": {"a": 1}, "label": "yes"}), Code.MISSING_COLUMN, 3),
+        (TRAIN + jsonl({"text": float("nan"), "label": "yes"}), Code.MISSING_COLUMN, 3),
         (TRAIN + rows((" \t", "yes")), Code.EMPTY_TEXT, 3),
         (TRAIN + rows(("c", "")), Code.EMPTY_TEXT, 3),
         (TRAIN + rows(("c", "maybe")), Code.UNKNOWN_LABEL, 3),
@@ -134,6 +136,30 @@ def test_a_csv_line_that_does_not_fit_is_told(tmp_path: Path, line: str, what: s
     dataset = read(tmp_path, f"text,label\na dog,no\n{line}\n".encode(), suffix=".csv")
     finding = next(one for one in dataset.findings if one.code is Code.NOT_A_RECORD)
     assert (str(finding.place), what in finding.detail) == ("train.csv:3", True)
+
+
+def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+    dataset = read(tmp_path, b"text,text,label\na,b,yes\nc,d,no\n", suffix=".csv")
+    assert (Code.NOT_A_RECORD, "train.csv:1") in found(dataset)
+
+
+def test_a_prompt_that_gives_the_answer_away_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gives the answer away: \{label\}"):
+        read(tmp_path, prompt="{text}? {label}")
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A pipe, or a device, may have no end."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    data = Data(train=(str(tmp_path / "pipe.jsonl"),), prompt="{text}", answer="label")
+    assert "is no file" in read_dataset(data).findings[0].detail
+
+
+def test_no_text_of_the_data_steers_a_terminal(tmp_path: Path) -> None:
+    dataset = read(tmp_path, TRAIN + jsonl({"\x1b[2Jte\nxt": "a", "label": "yes"}))
+    lines = finding_lines(dataset.findings)
+    assert all(line.isprintable() for line in lines)
+    assert any("\\x1b[2Jte\\nxt" in line for line in lines)
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"), min_size=1).filter(str.strip)

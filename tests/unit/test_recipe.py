@@ -89,6 +89,9 @@ def test_the_data_of_each_recipe_is_there(file: Path) -> None:
         (("output: out", "output: out\nlora: {alpha: .nan}"), ", line 10: lora.alpha is a number; found '.nan'."),
         (("output: out", "output: out\nlora: {dora: 1}"), ", line 10: lora.dora is true or false; found '1'."),
         (("output: out", "output: out\noptimisation: {schedule: step}"), ", line 10: optimisation.schedule is 'step'; it must be one of cosine, linear, constant."),
+        (("  answer: label", "  answer: label\n  labels: [a, b, a]"), ", line 9: data.labels has 'a' twice."),
+        (("  answer: label", "  answer: label\n  labels: [a]"), ", line 9: data.labels has 1 texts; it must have at least 2."),
+        (("train: train.jsonl", "train: []"), ", line 6: data.train has 0 texts; it must have at least 1."),
         (("output: out", "output: out\noptimisation: {steps: -1}"), ", line 10: optimisation.steps is -1; it must be at least 1."),
     ],
 )  # fmt: skip
@@ -112,7 +115,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("- a\n", "a recipe is a mapping of keys to values; found a list"),
         ("a: [1\nb: 2", "not YAML"),
         ("data: {train: &x [*x]}", "data.train is a text; found a list"),
-        ("[" * 5000, "not YAML"),
+        ("[" * 900_000, "not YAML"),
         ("a: !!python/object/apply:os.system [ls]", "there is no key a"),
     ],
 )
