@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -153,8 +154,9 @@ def train(
                     share = packed.losses(base, batch, pad_id, device).sum() / answer_tokens
                 share.backward()  # type: ignore[no-untyped-call]
                 loss += share.detach()
-            if count > 1:
-                _add_up(learning, loss)
+            asked = stop.signal_number
+            if count > 1 and _add_up(learning, loss, asked):  # whichever process was asked: all stop after one step
+                asked = asked or signal.SIGTERM
             norm = torch.nn.utils.clip_grad_norm_(learning, optimisation.max_gradient_norm)
             if not torch.isfinite(norm):
                 raise TrainingError(
@@ -165,11 +167,11 @@ def train(
             entry = log.add(step + 1, (step + 1) / in_epoch, loss.item(), rate, norm.item(), _tokens(groups), device)
             bar.show(entry.step, entry.loss, _tokens(groups))
             is_due = (step + 1) % optimisation.checkpoint_steps == 0 or step + 1 == total
-            if (is_due or stop.signal_number) and rank == 0:
+            if (is_due or asked) and rank == 0:
                 log.flush()
                 checkpoint.save(step + 1)
-            if stop.signal_number:
-                raise InterruptedTraining(step + 1, stop.signal_number)
+            if asked:
+                raise InterruptedTraining(step + 1, asked)
     if optimisation.gradient_checkpointing:
         base.gradient_checkpointing_disable()
     model.eval()
@@ -180,19 +182,24 @@ def _tokens(groups: Sequence[Group]) -> int:
     return sum(len(one.ids) for group in groups for one in group)
 
 
-def _add_up(learning: Sequence[torch.Tensor], loss: torch.Tensor) -> None:
-    """The gradients of all processes together. They are few: an adapter's; so no wrapper need overlap them with the work."""
+def _add_up(learning: Sequence[torch.Tensor], loss: torch.Tensor, asked: int) -> bool:
+    """The gradients of all processes together. They are few: an adapter's; so no wrapper need overlap them with the work.
+
+    True where any process was `asked` to stop: one that stopped alone would leave the others waiting for its gradients.
+    """
     for parameter in learning:
         if parameter.grad is None:  # nothing was left for this process
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.flatten() for parameter in learning if parameter.grad is not None] + [loss[None]])
+    others = torch.stack((loss, torch.full_like(loss, asked)))
+    flat = torch.cat([*(parameter.grad.flatten() for parameter in learning if parameter.grad is not None), others])
     distributed.all_reduce(flat)
     at = 0
     for parameter in learning:
         assert parameter.grad is not None
         parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
         at += parameter.numel()
-    loss.copy_(flat[-1])
+    loss.copy_(flat[-2])
+    return bool(flat[-1] > 0)
 
 
 class Checkpoint:
@@ -212,11 +219,14 @@ class Checkpoint:
             "optimizer": self._optimizer.state_dict(),
         }
         part = self._file.with_suffix(".part")
-        with part.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._file)
+        try:
+            with part.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self._file)
+        finally:
+            part.unlink(missing_ok=True)  # half of one would take the room that a full disk lacks
 
     def load(self) -> int:
         """The step after which it was made; 0 where there is none. Raises TrainingError where it is of another training."""
@@ -228,7 +238,8 @@ class Checkpoint:
             raise TrainingError(f"{self._file} cannot be read ({error}); --force starts anew.") from error
         if state["made_from"] != self._made_from:
             raise TrainingError(
-                f"{self._file} was made by another recipe, other data or another base; --force starts anew."
+                f"{self._file} was made by another recipe, other data, another base or another number of processes; "
+                "--force starts anew."
             )
         with torch.no_grad():
             for name, value in state["adapter"].items():
@@ -244,9 +255,10 @@ class _Log:
         self.entries: list[Logged] = []
         self._file = file
         self._is_written = is_written
-        if done and file.exists():
+        if done and is_written and file.exists():
             with file.open(newline="") as lines:
-                self.entries = [_read_entry(row) for row in csv.DictReader(lines)][:done]
+                # What is behind the checkpoint may end in half a line.
+                self.entries = [_read_entry(row) for row in islice(csv.DictReader(lines), done)]
         self._seconds_before = self.entries[-1].seconds if self.entries else 0.0
         self._started = self._last = time.perf_counter()
 
@@ -285,7 +297,9 @@ class _Log:
         return entry
 
     def flush(self) -> None:
+        """Onto the disk: a checkpoint counts on the lines of its steps."""
         self._lines.flush()
+        os.fsync(self._lines.fileno())
 
 
 def _read_entry(row: dict[str, str]) -> Logged:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -192,6 +193,37 @@ def test_who_is_interrupted_and_resumes_has_the_weights_of_who_was_not(random_ll
     assert [one.loss for one in all_entries] == [one.loss for one in entries]
 
 
+def test_half_a_line_that_was_written_behind_the_checkpoint_is_no_matter(random_llama: Path, tmp_path: Path) -> None:
+    """A process that is killed leaves of its log what a buffer held."""
+    _, entries = train(random_llama, tmp_path)
+    state = torch.load(tmp_path / loop.CHECKPOINT_FILE, weights_only=True)
+    torch.save(state | {"step": len(entries) - 1}, tmp_path / loop.CHECKPOINT_FILE)
+    log = tmp_path / loop.LOG_FILE
+    *lines, last = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines) + last[: len(last) // 2])
+    _, again = train(random_llama, tmp_path)
+    assert [one.step for one in again] == [one.step for one in entries]
+    assert again[:-1] == entries[:-1]
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(random_llama: Path, tmp_path: Path) -> None:
+    model = tuned(random_llama)
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad])
+    checkpoint = loop.Checkpoint(tmp_path / loop.CHECKPOINT_FILE, model, optimizer, "this")
+    checkpoint.save(1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            checkpoint.save(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert checkpoint.load() == 1
+    assert [one.name for one in tmp_path.iterdir()] == [loop.CHECKPOINT_FILE]
+
+
 def test_a_signal_ends_it_after_the_step_with_a_checkpoint(random_llama: Path, tmp_path: Path) -> None:
     whole, _ = train(random_llama, tmp_path / "whole")
     folder = tmp_path / "stopped"
@@ -212,7 +244,7 @@ def test_a_signal_ends_it_after_the_step_with_a_checkpoint(random_llama: Path, t
 def test_a_checkpoint_of_another_training_is_refused(random_llama: Path, tmp_path: Path) -> None:
     train(random_llama, tmp_path)
     model = tuned(random_llama)
-    with pytest.raises(loop.TrainingError, match="another recipe, other data or another base; --force"):
+    with pytest.raises(loop.TrainingError, match="another base or another number of processes; --force"):
         loop.train(model, some_examples(), QUICK, pad_id=PAD, folder=tmp_path, made_from="other")
 
 
@@ -241,16 +273,7 @@ def test_two_processes_make_the_adapter_of_one(random_llama: Path, tmp_path: Pat
         "import os; torch.save(weights, folder / f'weights-{os.environ[\"RANK\"]}.pt');"
         "torch.distributed.destroy_process_group()"
     )
-    path = os.pathsep.join((str(REPOSITORY / "functions"), str(REPOSITORY)))
-    shared = {"PYTHONPATH": path, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}  # fmt: skip
-    port = str(_free_port())
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, random_llama, tmp_path / "two"],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port},
-        )
-        for rank in range(2)
-    ]
+    running = two_processes(program, random_llama, tmp_path / "two")
     assert [one.wait(timeout=120) for one in running] == [0, 0]
     first, second = (torch.load(tmp_path / "two" / f"weights-{rank}.pt", weights_only=True) for rank in range(2))
     assert equal(first, second)
@@ -258,7 +281,45 @@ def test_two_processes_make_the_adapter_of_one(random_llama: Path, tmp_path: Pat
         torch.testing.assert_close(first[name], alone[name], rtol=1e-3, atol=1e-5)
 
 
-def _free_port() -> int:
+def test_where_one_of_two_processes_is_told_to_stop_both_stop_after_the_same_step(
+    random_llama: Path, tmp_path: Path
+) -> None:
+    """The other one would wait for its gradients for ever."""
+    program = (
+        "import dataclasses, sys, torch; from pathlib import Path; from tests.unit.test_loop import QUICK, loop, train\n"
+        "torch.set_num_threads(1)\n"
+        "try: train(Path(sys.argv[1]), Path(sys.argv[2]), dataclasses.replace(QUICK, epochs=1000))\n"
+        "except loop.InterruptedTraining as stopped: print(stopped.step, stopped.signal_number, flush=True)\n"
+        "torch.distributed.destroy_process_group()"
+    )
+    first, second = two_processes(program, random_llama, tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / loop.CHECKPOINT_FILE).exists():
+        assert first.poll() is second.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    second.terminate()
+    told = [one.communicate(timeout=60)[0].splitlines()[-1] for one in (first, second)]
+    step = torch.load(tmp_path / loop.CHECKPOINT_FILE, weights_only=True)["step"]
+    assert told == [f"{step} {signal.SIGTERM.value}"] * 2
+
+
+def two_processes(program: str, *arguments: Path) -> "list[subprocess.Popen[str]]":
+    path = os.pathsep.join((str(REPOSITORY / "functions"), str(REPOSITORY)))
+    shared = {"PYTHONPATH": path, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+    port = str(free_port())
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def free_port() -> int:
     import socket
 
     with socket.socket() as listener:
