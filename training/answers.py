@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
+from transformers import DynamicCache
 
 BATCH_TOKENS = 8192  # 1 GiB of an 8B Llama's keys and values in bfloat16
 
@@ -79,6 +80,8 @@ def log_likelihoods(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+                # That of a model with a sliding window forgets what it could not give back.
+                past_key_values=DynamicCache(),
                 use_cache=True,
                 logits_to_keep=1,
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_flash_attn_2_available
 
@@ -43,6 +44,8 @@ def find_base(base: Base) -> BaseModel:
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except (OSError, ValueError) as error:
         raise RecipeError(f"base.model: {_why_missing(base.model, error)}") from error
+    if tokenizer.eos_token is None:
+        raise RecipeError(f"base.model: the tokenizer of {base.model} names no eos_token, so no answer would end.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _padding(tokenizer)
     return BaseModel(source, base.revision, config, tokenizer)
@@ -127,25 +130,33 @@ def dtype(precision: str) -> torch.dtype:
     return DTYPES[precision]
 
 
-def attention(weights: torch.dtype) -> str:
-    """The fastest implementation that is there."""
-    return (
-        "flash_attention_2"
-        if torch.cuda.is_available() and weights == torch.bfloat16 and is_flash_attn_2_available()
-        else "sdpa"
-    )
+def attention(config: Any, weights: torch.dtype) -> str:
+    """The fastest implementation that is there; torch's own cannot bend the scores, as Gemma 2 does."""
+    if torch.cuda.is_available() and weights == torch.bfloat16 and is_flash_attn_2_available():
+        return "flash_attention_2"
+    return "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
 
 
 def load_weights(base: BaseModel, weights: torch.dtype, *, four_bit: bool) -> Any:
-    """The model on the device, frozen. Raises RecipeError where four bits cannot be had."""
-    options: dict[str, Any] = {"dtype": weights, "attn_implementation": attention(weights)}
+    """The model on the device, frozen. Raises RecipeError where four bits, or the weights, cannot be had."""
+    options: dict[str, Any] = {"dtype": weights, "attn_implementation": attention(base.config, weights)}
     if four_bit:
         options["quantization_config"] = _four_bit(weights)
     if torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}  # straight to the GPU: never twice in memory
-    model = AutoModelForCausalLM.from_pretrained(
-        base.source, revision=base.revision, local_files_only=Path(base.source).is_dir(), **options
-    )
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            base.source,
+            revision=base.revision,
+            local_files_only=Path(base.source).is_dir(),
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RecipeError(f"base.model: {_why_missing(base.source, error)}") from error
+    if loaded["missing_keys"]:  # transformers would have made them up
+        first, count = min(loaded["missing_keys"]), len(loaded["missing_keys"])
+        raise RecipeError(f"base.model: {base.source} lacks {count} of the model's weights, {first} among them.")
     model.requires_grad_(False)
     model.config.use_cache = False
     return model

@@ -127,16 +127,20 @@ def evaluate(
     questions: Sequence[Question],
     *,
     labels: Sequence[str] | None,
-    end_of_turn: str,
+    turn: tuple[str, str],
     max_new_tokens: int,
     batch_tokens: int,
     seed: int,
 ) -> Evaluation:
-    """Asks the adapter of a peft model and then its base, by the same prompts. Without `labels`, the truths are free text."""
+    """Asks the adapter of a peft model and then its base, by the same prompts. Without `labels`, the truths are free text.
+
+    `turn` is what the chat template writes before an answer (Mistral's a space, Qwen3's an empty thought) and behind it.
+    """
     from .answers import greedy_answers, log_likelihoods  # torch takes seconds that figures alone do not need
 
     prompts = [one.prompt for one in questions]
-    offered = [f"{label}{end_of_turn}" for label in labels or ()]
+    before, behind = turn
+    offered = [f"{before}{label}{behind}" for label in labels or ()]
 
     def ask(who: str) -> tuple[list[str], NDArray[np.float64]]:
         said = greedy_answers(
@@ -147,6 +151,7 @@ def evaluate(
             batch_tokens=batch_tokens,
             doing=f"{who} answers",
         )
+        said = [_without(before.strip(), one) for one in said]
         if not offered:
             return said, np.zeros((len(prompts), 0))
         scores = log_likelihoods(
@@ -164,6 +169,12 @@ def evaluate(
     rows = zip(questions, adapter, base, adapter_scores.tolist(), base_scores.tolist(), strict=True)
     answered = [Answered(one, said, other, tuple(mine), tuple(theirs)) for one, said, other, mine, theirs in rows]
     return weigh(answered, labels=labels, max_new_tokens=max_new_tokens, seed=seed)
+
+
+def _without(start: str, answer: str) -> str:
+    """The answer less what every answer begins with: who learnt the template's turns says it, and it is no part of a label."""
+    said = answer.lstrip()
+    return said.removeprefix(start).lstrip() if start and said.startswith(start) else answer
 
 
 def weigh(answered: Sequence[Answered], *, labels: Sequence[str] | None, max_new_tokens: int, seed: int) -> Evaluation:

@@ -15,14 +15,16 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from peft import LoraConfig, get_peft_model
+from torch import distributed
 from transformers.utils import logging as transformers_logging
 
 from loradrop import __version__
@@ -31,9 +33,10 @@ from loradrop.packing import package
 from loradrop.profile import BaseProfile, ProfileError, load_profile
 
 from . import loop
+from .answers import BATCH_TOKENS
 from .arguments import DESCRIPTION, add_arguments
 from .base_model import BaseModel, attention, device, dtype, find_base, load_weights, one_thread
-from .dataset import Code, DataError, Dataset, Finding, Row, finding_lines, read_dataset
+from .dataset import Code, DataError, Dataset, Finding, Row, finding_lines, printable, read_dataset
 from .estimate import (
     Step,
     estimate_seconds,
@@ -55,12 +58,13 @@ from .examples import (
     tokenize,
 )
 from .recipe import Lora, Recipe, RecipeError, read_recipe
-from .report import write_report
+from .report import EVALUATION_FILE, PICTURES_DIR, REPORT_FILE, write_report
 
 DONE, REFUSED, UNUSABLE, FAILED = 0, 1, 2, 3
 ADAPTER_FOLDER, SMOKE_FILE, CONFIG_FILE = "adapter", "smoke.jsonl", "adapter_config.json"
 TARBALL, RECIPE_FILE, VERSIONS_FILE = "adapter.tar.gz", "recipe.yaml", "versions.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "scikit-learn", "sacrebleu")
+LEAST_BATCH_TOKENS = 64  # of an evaluation: a question or two
 # Narrower layers are waited for by a second thread longer than they are multiplied.
 LEAST_WIDTH_FOR_THREADS = 512
 
@@ -84,7 +88,7 @@ class Plan:
     dataset: Dataset
     train: tuple[TokenizedExample, ...]
     questions: tuple[Question, ...]
-    end_of_turn: str
+    turn: tuple[str, str]  # what the chat template writes before an answer and behind it
     weights: torch.dtype
     steps: int
     made_from: str
@@ -107,6 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """The exit code: 0 done, 1 refused (or not better, where that is required), 2 wrong usage, 3 failed, 130 interrupted."""
     transformers_logging.disable_progress_bar()
+    if os.environ.get("RANK", "0") == "0":
+        return _run(arguments)
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # one of several processes speaks for all
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         recipe = read_recipe(arguments.recipe)
         output = arguments.output or Path(recipe.output)
@@ -116,6 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
         check(plan)
         if arguments.dry_run:
             return DONE
+        if arguments.force:
+            _clear(output)
         evaluation = fine_tune(plan, output)
     except (RecipeError, ProfileError, AdapterNameInvalidError) as error:
         return _say(error, UNUSABLE)
@@ -127,7 +140,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"loradrop: {stopped}; --resume goes on from there.", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
+        print("loradrop: interrupted; --resume goes on from the last checkpoint, where there is one.", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a disk that is full, a folder that is gone
+        return _say(OSError(f"{error.filename or output}: {error.strerror or error}."), FAILED)
+    if evaluation is None:  # another process weighs the adapter
+        return DONE
     print(f"\n{evaluation.sentence}")
     for note in evaluation.notes:
         print(note)
@@ -139,24 +159,36 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _say(error: Exception, code: int) -> int:
     for line in str(error).splitlines():
-        print(f"loradrop: {line}", file=sys.stderr)
+        print(f"loradrop: {printable(line)}", file=sys.stderr)
     return code
 
 
 def _make_room(output: Path, *, resume: bool, force: bool) -> None:
     """Raises RecipeError where the output folder holds what nobody said may go."""
-    checkpoint = output / loop.CHECKPOINT_FILE
-    if force:
-        for file in (checkpoint, output / loop.LOG_FILE, output / TARBALL):
-            file.unlink(missing_ok=True)
-    elif (output / TARBALL).exists():
-        raise RecipeError(f"{output / TARBALL} is there already; --force replaces it, --output writes elsewhere.")
-    elif checkpoint.exists() and not resume:
-        raise RecipeError(f"{output} holds an interrupted training; --resume goes on with it, --force starts anew.")
+    has_checkpoint = (output / loop.CHECKPOINT_FILE).exists()
+    if not force:
+        for made in (output / TARBALL, output / ADAPTER_FOLDER):
+            # An adapter beside a checkpoint was not finished.
+            if made.exists() and not (has_checkpoint and made.name == ADAPTER_FOLDER):
+                raise RecipeError(f"{made} is there already; --force replaces it, --output writes elsewhere.")
+        if has_checkpoint and not resume:
+            raise RecipeError(f"{output} holds an interrupted training; --resume goes on with it, --force starts anew.")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"{output} cannot be made: {error.strerror}.") from error
+
+
+def _clear(output: Path) -> None:
+    """Takes away what an earlier training left: only once the new one is sure to begin, and before any process looks for it."""
+    rank, count = loop.processes()
+    if rank == 0:
+        for name in (loop.CHECKPOINT_FILE, loop.LOG_FILE, TARBALL, REPORT_FILE, EVALUATION_FILE):
+            (output / name).unlink(missing_ok=True)
+        for name in (ADAPTER_FOLDER, PICTURES_DIR):
+            shutil.rmtree(output / name, ignore_errors=True)
+    if count > 1:
+        distributed.barrier()
 
 
 def make_plan(recipe: Recipe) -> Plan:
@@ -165,7 +197,11 @@ def make_plan(recipe: Recipe) -> Plan:
     profile = load_profile(recipe.base.profile)
     base = find_base(recipe.base)
     tokenizer = base.tokenizer
-    dataset = read_dataset(recipe.data, tokenizer.all_special_tokens)
+    if recipe.data.chat and not tokenizer.chat_template:
+        raise RecipeError(
+            "data.chat: the base's tokenizer has no chat template; name an instruct model, or set data.chat to false."
+        )
+    dataset = read_dataset(recipe.data, _special_tokens(tokenizer))
     dataset, train = _tokenized(recipe, tokenizer, dataset)
     for line in finding_lines(dataset.findings):
         print(line)
@@ -174,21 +210,34 @@ def make_plan(recipe: Recipe) -> Plan:
     questions = tuple(Question(_example(recipe, tokenizer, row).prompt, row.answer) for row in dataset.held_out)
     limit = recipe.evaluation.examples or len(questions)
     told = "answer"
+    before, _, behind = _example(recipe, tokenizer, Row("x", told, dataset.train[0].place)).answer.partition(told)
     steps, _ = loop.steps_of(train, recipe.optimisation, loop.processes()[1])
     return Plan(
         recipe=recipe,
         base=base,
-        base_name=recipe.base.name or (profile.base_model_names or (recipe.base.model,))[0],
+        base_name=recipe.base.name or (profile.base_model_names or (_last_part(recipe.base.model),))[0],
         profile=profile,
         lora=lora_config(recipe.lora),
         dataset=dataset,
         train=train,
         questions=questions[:limit],
-        end_of_turn=_example(recipe, tokenizer, Row("x", told, dataset.train[0].place)).answer.removeprefix(told),
+        turn=(before, behind),
         weights=dtype(recipe.optimisation.precision),
         steps=steps,
-        made_from=_digest(recipe, base, train),
+        made_from=_digest(recipe, base, train, loop.processes()[1]),
     )
+
+
+def _special_tokens(tokenizer: Any) -> list[str]:
+    """Llama-3.1's tokenizer names its ends alone as such; the headers of a turn are special among the added ones."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
+
+
+def _last_part(model: str) -> str:
+    """Where a folder or a bucket lies concerns nobody who reads the adapter's configuration; an id on the hub does."""
+    is_place = Path(model).is_dir() or model.startswith("s3://")
+    return model.rstrip("/").rpartition("/")[2] if is_place else model
 
 
 def lora_config(lora: Lora) -> LoraConfig:
@@ -207,7 +256,12 @@ def lora_config(lora: Lora) -> LoraConfig:
 
 def _example(recipe: Recipe, tokenizer: Any, row: Row) -> Example:
     if recipe.data.chat:
-        return chat_example(tokenizer, row.prompt, row.answer, recipe.data.system)
+        try:
+            return chat_example(tokenizer, row.prompt, row.answer, recipe.data.system)
+        except TemplateError as error:
+            raise ChatTemplateError(
+                f"The base's chat template refuses the prompt: {error}. Leave data.system out, or set data.chat to false."
+            ) from error
     return plain_example(tokenizer, row.prompt, row.answer)
 
 
@@ -236,10 +290,13 @@ def _tokenized(recipe: Recipe, tokenizer: Any, dataset: Dataset) -> tuple[Datase
     return kept, tuple(one for _, one in train)
 
 
-def _digest(recipe: Recipe, base: BaseModel, train: Sequence[TokenizedExample]) -> str:
-    """Of all that decides what the weights become."""
-    said = dataclasses.replace(recipe, output="", name="", evaluation=type(recipe.evaluation)()).to_yaml()
-    digest = hashlib.sha256(said.encode())
+def _digest(recipe: Recipe, base: BaseModel, train: Sequence[TokenizedExample], count: int) -> str:
+    """Of all that decides what the weights become; the data is here as it is learnt, wherever its files lie.
+
+    `count` processes share out a step's batches.
+    """
+    optimisation = dataclasses.replace(recipe.optimisation, checkpoint_steps=1)
+    digest = hashlib.sha256(f"{recipe.base} {recipe.lora} {optimisation} {count}".encode())
     digest.update(json.dumps(base.config.to_dict(), sort_keys=True, default=str).encode())
     for one in train:
         digest.update(f"{one.prompt_tokens}:{one.ids}".encode())
@@ -277,6 +334,12 @@ def check(plan: Plan) -> None:
     report = judge_untrained(plan.base.config, plan.lora, plan.profile, plan.base_name, plan.weights)
     if not report.accepted:
         raise RefusedError(f"The serving stack would refuse this adapter, so it is not trained.\n{report.summary()}")
+    assert report.manifest is not None
+    modules = report.manifest.modules
+    if missing := [one for one in recipe.lora.modules if one.rpartition(".")[2] not in modules]:
+        raise RecipeError(
+            f"lora.modules: the base has no {', '.join(missing)}; it has {', '.join(plan.profile.lora_modules)}."
+        )
     print(f"judge       accepts such an adapter for {plan.profile.name}")
     for line in report.summary().splitlines()[1:]:
         print(f"            {line}")
@@ -300,7 +363,7 @@ def fullest_step(plan: Plan) -> Step:
         answer_tokens=max(sum(one.answer_tokens for one in group) for group in groups),
         four_bit=plan.recipe.base.four_bit,
         gradient_checkpointing=optimisation.gradient_checkpointing,
-        attention=attention(plan.weights),
+        attention=attention(plan.base.config, plan.weights),
         device_type=device().type,
     )
 
@@ -309,8 +372,8 @@ def _padded_tokens(group: Sequence[TokenizedExample]) -> int:
     return len(group) * max(len(one.ids) for one in group)
 
 
-def fine_tune(plan: Plan, output: Path) -> Evaluation:
-    """Trains, weighs and packs; everything that is left in `output` is there whole."""
+def fine_tune(plan: Plan, output: Path) -> Evaluation | None:
+    """Trains, weighs and packs. Of several processes the first weighs and packs alone; the others return None."""
     recipe = plan.recipe
     with one_thread() if _is_small(plan.base.config) else nullcontext():
         torch.manual_seed(recipe.optimisation.seed)  # the adapter's first weights
@@ -328,23 +391,50 @@ def fine_tune(plan: Plan, output: Path) -> Evaluation:
             if not _is_out_of_memory(error):
                 raise
             advice = fit(fullest_step(plan), memory_available(device()), ran_out=True).advice
-            raise loop.TrainingError(
-                f"Out of memory. {advice} Then go on with --resume, or anew with --force."
-            ) from error
+            # A checkpoint is of the settings that it was made with.
+            raise loop.TrainingError(f"Out of memory. {advice} Then train anew, with --force.") from error
+        rank, count = loop.processes()
+        if count > 1:
+            distributed.destroy_process_group()
+        if rank > 0:
+            return None
         as_served(model, plan.weights)
-        evaluation = evaluate(
-            model,
-            plan.base.tokenizer,
-            plan.questions,
-            labels=recipe.data.labels,
-            end_of_turn=plan.end_of_turn,
-            max_new_tokens=recipe.evaluation.max_new_tokens,
-            batch_tokens=recipe.optimisation.batch_tokens,
-            seed=recipe.optimisation.seed,
-        )
-    if loop.processes()[0] == 0:
-        _write(plan, output, model, entries, evaluation)
+        evaluation = weighed(plan, model)
+    _write(plan, output, model, entries, evaluation)
     return evaluation
+
+
+def weighed(plan: Plan, model: Any) -> Evaluation:
+    """The adapter held against its base; where memory does not suffice, with fewer questions at once.
+
+    Raises TrainingError where not even few fit: what was learnt is in the checkpoint.
+    """
+    recipe = plan.recipe
+    batch_tokens = min(recipe.optimisation.batch_tokens, BATCH_TOKENS)
+    while True:
+        try:
+            return evaluate(
+                model,
+                plan.base.tokenizer,
+                plan.questions,
+                labels=recipe.data.labels,
+                turn=plan.turn,
+                max_new_tokens=recipe.evaluation.max_new_tokens,
+                batch_tokens=batch_tokens,
+                seed=recipe.optimisation.seed,
+            )
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if batch_tokens < LEAST_BATCH_TOKENS:
+                raise loop.TrainingError(
+                    "Out of memory while the adapter was weighed, which is trained: --resume weighs it where more is free."
+                ) from error
+        # Behind the handler, whose traceback holds the tensors.
+        batch_tokens //= 2
+        print(f"out of memory; asking with {batch_tokens:,} tokens at once", flush=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def as_served(model: Any, weights: torch.dtype) -> None:

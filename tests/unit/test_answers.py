@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from training.answers import greedy_answers, log_likelihoods
 
@@ -147,3 +147,20 @@ def test_nothing_asked_is_nothing_said_and_an_empty_answer_is_refused(model: Any
     assert log_likelihoods(model, tokenizer, [], ANSWERS).shape == (0, len(ANSWERS))
     with pytest.raises(ValueError, match="without a token"):
         log_likelihoods(model, tokenizer, PROMPTS, ["positive", ""])
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text"])
+def test_what_a_sliding_window_forgets_is_not_asked_for_again(tokenizer: Any, kind: str) -> None:
+    """Prompts longer than the window: several labels are weighed after one reading of them."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, sliding_window=6, pad_token_id=4084, bos_token_id=4080, eos_token_id=4089,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    expected = [[plain_log_likelihood(model, tokenizer, prompt, answer) for answer in ANSWERS] for prompt in PROMPTS]
+    np.testing.assert_allclose(log_likelihoods(model, tokenizer, PROMPTS, ANSWERS), expected, atol=1e-3)
+    said = [plain_answer(model, tokenizer, prompt, {tokenizer.eos_token_id}) for prompt in PROMPTS]
+    assert greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=NEW_TOKENS) == said

@@ -16,6 +16,7 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loradrop.smoke import MAX_SMOKE_BYTES, meets_expectation, parse_smoke_prompts
+from training.answers import log_likelihoods
 from training.evaluation import (
     Answered,
     Evaluation,
@@ -361,7 +362,7 @@ def test_evaluate_asks_the_adapter_and_the_base_of_one_model(random_llama: Path)
             torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).backward()
             learning.step()
             learning.zero_grad()
-    asked: dict[str, Any] = {"end_of_turn": "<|eot_id|>", "max_new_tokens": 4, "batch_tokens": 64, "seed": 1}
+    asked: dict[str, Any] = {"turn": ("", "<|eot_id|>"), "max_new_tokens": 4, "batch_tokens": 64, "seed": 1}
     evaluation = evaluate(model, tokenizer, questions, labels=["good", "bad"], **asked)
     assert [one.question for one in evaluation.answered] == questions
     assert [one.adapter for one in evaluation.answered] == ["good"] * 3
@@ -369,6 +370,12 @@ def test_evaluate_asks_the_adapter_and_the_base_of_one_model(random_llama: Path)
     assert all(one.adapter_scores[0] > -0.1 > -5 > one.base_scores[0] for one in evaluation.answered)
     assert measure(evaluation, "accuracy by generation").difference.value == 1.0
     assert len(smoke_lines(evaluation)) == 2
+    # Some templates begin an answer, too: it is weighed with what they write, and said without it.
+    rest = [Question(one.prompt, "d") for one in questions]
+    begun = evaluate(model, tokenizer, rest, labels=["d", "x"], **asked | {"turn": ("goo", "<|eot_id|>")})
+    assert [one.adapter for one in begun.answered] == ["d"] * 3
+    spelled = log_likelihoods(model, tokenizer, [one.prompt for one in questions], ["good<|eot_id|>", "goox<|eot_id|>"])
+    np.testing.assert_allclose([one.adapter_scores for one in begun.answered], spelled, atol=1e-4)
     as_text = evaluate(model, tokenizer, questions, labels=None, **asked)
     assert [one.adapter for one in as_text.answered] == ["good"] * 3
     assert measure(as_text, "exact match").adapter.value == 1.0

@@ -18,8 +18,9 @@ import pytest
 import torch
 import yaml
 from moto import mock_aws
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from local.engine import Engine
 from loradrop.judge import judge
@@ -27,8 +28,10 @@ from loradrop.profile import load_profile, profile_from_config
 from loradrop.smoke import meets_expectation, parse_smoke_prompts
 from training import fine_tune, loop
 from training.answers import greedy_answers
-from training.base_model import find_base
+from training.base_model import find_base, load_weights
 from training.recipe import Base, RecipeError, read_recipe
+
+from .test_loop import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LABELS = ("negative", "positive")
@@ -173,9 +176,13 @@ def test_the_same_recipe_makes_the_same_bytes_in_another_process(
     assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() == (trained / "adapter.tar.gz").read_bytes()
 
 
-def test_another_seed_makes_another_adapter(trained: Path, random_llama: Path, tmp_path: Path) -> None:
-    train(write_recipe(tmp_path, random_llama, optimisation__seed=2))
-    assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() != (trained / "adapter.tar.gz").read_bytes()
+def test_another_seed_makes_another_adapter(random_llama: Path, tmp_path: Path) -> None:
+    made = []
+    for seed in (1, 2):
+        recipe = write_recipe(tmp_path, random_llama, optimisation__seed=seed, optimisation__epochs=1)
+        assert train(recipe, "--force") == fine_tune.DONE
+        made.append((tmp_path / "out" / "adapter.tar.gz").read_bytes())
+    assert made[0] != made[1]
 
 
 def test_who_is_stopped_and_resumes_has_the_bytes_of_who_was_not(
@@ -204,9 +211,31 @@ def test_what_is_there_is_not_replaced_unless_told_so(
     (tmp_path / "out" / "adapter.tar.gz").write_bytes(b"mine")
     assert train(recipe) == fine_tune.UNUSABLE
     assert "is there already; --force replaces it" in capsys.readouterr().err
+    # Nor for a training that does not begin.
+    assert train(write_recipe(tmp_path, random_llama, lora__rank=256), "--force") == fine_tune.REFUSED
     assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() == b"mine"
+    recipe = write_recipe(tmp_path, random_llama, optimisation__epochs=1)
     assert train(recipe, "--force") == fine_tune.DONE
     assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() != b"mine"
+
+
+def test_a_folder_that_is_called_adapter_is_not_replaced_either(random_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "adapter").mkdir(parents=True)
+    (tmp_path / "out" / "adapter" / "mine").write_text("mine")
+    assert train(write_recipe(tmp_path, random_llama)) == fine_tune.UNUSABLE
+    assert (tmp_path / "out" / "adapter" / "mine").read_text() == "mine"
+
+
+def test_who_resumes_elsewhere_goes_on_and_who_changes_the_training_does_not(
+    random_llama: Path, tmp_path: Path
+) -> None:
+    """The same data in another folder, and checkpoints at other times, change no weight; another seed does."""
+    digests = []
+    for folder, changes in (("a", {}), ("b", {"optimisation__checkpoint_steps": 9}), ("c", {"optimisation__seed": 2})):
+        (tmp_path / folder).mkdir()
+        recipe = read_recipe(write_recipe(tmp_path / folder, random_llama, **changes))
+        digests.append(fine_tune.make_plan(recipe).made_from)
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_dry_run_needs_no_weights_and_writes_nothing(
@@ -294,7 +323,7 @@ def test_an_adapter_that_is_not_better_is_said_not_to_be(
 
 
 def test_free_text_is_learnt_and_weighed_too(random_llama: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, random_llama, data__labels=None, data__system="Be brief.", data__held_out=[], data__held_out_share=0.25)  # fmt: skip
+    recipe = write_recipe(tmp_path, random_llama, data__labels=None, data__system="Be brief.", data__held_out=[], data__held_out_share=0.25, optimisation__epochs=2)  # fmt: skip
     assert train(recipe) == fine_tune.DONE
     evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert {one["name"] for one in evaluation["measures"]} == {"chrF", "exact match"}
@@ -302,15 +331,147 @@ def test_free_text_is_learnt_and_weighed_too(random_llama: Path, tmp_path: Path)
     assert "Be brief." in evaluation["answered"][0]["question"]["prompt"]
 
 
+def variant(random_llama: Path, folder: Path, *, template: str | None = None, **config: Any) -> Path:
+    """A copy of the base with another chat template ("" for none) or other settings in its config.json."""
+    shutil.copytree(random_llama, folder)
+    if template is not None:
+        (folder / "chat_template.jinja").unlink()
+        if template:
+            (folder / "chat_template.jinja").write_text(template)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("template", "exit_code", "told"),
+    [
+        ("", fine_tune.UNUSABLE, "has no chat template; name an instruct model, or set data.chat to false"),
+        ("{{ raise_exception('no system') }}", fine_tune.REFUSED, "chat template refuses the prompt: no system. Leave data.system out"),
+    ],
+)  # fmt: skip
+def test_a_chat_template_that_is_missing_or_refuses_is_told_in_words(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, exit_code: int, told: str
+) -> None:
+    base = variant(random_llama, tmp_path / "base", template=template)
+    assert train(write_recipe(tmp_path, base, data__system="Be brief."), "--dry-run") == exit_code
+    assert told in capsys.readouterr().err
+
+
+def test_what_a_template_writes_before_an_answer_is_no_part_of_a_label(random_llama: Path, tmp_path: Path) -> None:
+    """Mistral's writes a space, Qwen3's an empty thought."""
+    turns = "{% for m in messages %}{{ m.role }}{{ '<t>\n</t>\n' if m.role == 'assistant' }}{{ m.content }}<|eot_id|>\n{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}assistant{% endif %}"
+    base = variant(random_llama, tmp_path / "base", template=template)
+    recipe = write_recipe(tmp_path, base, evaluation__max_new_tokens=24)
+    assert fine_tune.make_plan(read_recipe(recipe)).turn == ("<t>\n</t>\n", "<|eot_id|>")
+    assert train(recipe) == fine_tune.DONE
+    evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert {one["adapter"] for one in evaluation["answered"]} <= set(LABELS)
+
+
+def test_a_header_in_a_text_is_a_special_token_though_the_tokenizer_does_not_say_so(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Llama-3.1's tokenizer names the first and the last of a text alone."""
+    recipe = write_recipe(tmp_path, random_llama)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "a<|start_header_id|>system", "label": "negative"}) + "\n")
+    assert train(recipe, "--dry-run") == fine_tune.REFUSED
+    assert "train.jsonl:33: <|start_header_id|> in column 'text'" in capsys.readouterr().out
+
+
+def small(folder: Path, random_llama: Path, kind: str) -> Path:
+    """A model of another kind with random weights, and its profile.json."""
+    config = AutoConfig.for_model(
+        kind, vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, pad_token_id=4084, bos_token_id=4080, eos_token_id=4089,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(random_llama).save_pretrained(folder)
+    profile = profile_from_config(json.loads((folder / "config.json").read_text()), name=kind, max_lora_rank=16)
+    (folder / "profile.json").write_text(profile.to_json())
+    return folder
+
+
+def test_a_gemma_2_whose_scores_are_bent_is_trained(random_llama: Path, tmp_path: Path) -> None:
+    """torch's attention cannot bend them. And where neither recipe nor profile names the base, no folder's path is packed."""
+    base = small(tmp_path / "gemma", random_llama, "gemma2")
+    recipe = write_recipe(
+        tmp_path, base, base__profile=str(base / "profile.json"), optimisation__epochs=1, data__system=None
+    )
+    assert train(recipe) == fine_tune.DONE
+    config = json.loads(files_of(tmp_path / "out" / "adapter.tar.gz")["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "gemma"
+
+
+def test_modules_that_the_base_does_not_have_are_told(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """peft passes over them, as long as it finds one of the others."""
+    base = small(tmp_path / "phi", random_llama, "phi3")
+    recipe = write_recipe(tmp_path, base, base__profile=str(base / "profile.json"))
+    assert train(recipe, "--dry-run") == fine_tune.UNUSABLE
+    assert "the base has no q_proj, k_proj, v_proj, gate_proj, up_proj; it has qkv_proj" in capsys.readouterr().err
+
+
+def test_weights_that_are_cut_off_or_missing_are_told_in_words(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = variant(random_llama, tmp_path / "base") / "model.safetensors"
+    recipe = write_recipe(tmp_path, tmp_path / "base")
+    weights = load_file(random_llama / "model.safetensors")
+    file.write_bytes(file.read_bytes()[:100_000])
+    assert train(recipe) == fine_tune.UNUSABLE
+    assert "base.model: " in capsys.readouterr().err
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    assert train(recipe) == fine_tune.UNUSABLE
+    assert "lacks 1 of the model's weights, model.layers.1.mlp.up_proj.weight among them" in capsys.readouterr().err
+    file.unlink()
+    assert train(recipe) == fine_tune.UNUSABLE
+    assert "cannot be loaded" in capsys.readouterr().err
+
+
+def test_who_runs_out_of_memory_while_asking_asks_fewer_at_once(random_llama: Path, tmp_path: Path) -> None:
+    plan = fine_tune.make_plan(read_recipe(write_recipe(tmp_path, random_llama)))
+    model = get_peft_model(load_weights(plan.base, plan.weights, four_bit=False), plan.lora)
+    most = 100
+    asked = []
+
+    def small_device(_module: Any, inputs: tuple[torch.Tensor]) -> None:
+        asked.append(inputs[0].numel())
+        if asked[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.get_input_embeddings().register_forward_pre_hook(small_device)
+    assert len(fine_tune.weighed(plan, model).answered) == 8
+    assert max(asked) > most
+    most = 0
+    with pytest.raises(loop.TrainingError, match="--resume weighs it where more is free"):
+        fine_tune.weighed(plan, model)
+
+
+def test_of_two_processes_one_speaks_and_writes(random_llama: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, random_llama, optimisation__epochs=4)
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    running = [in_another_process(recipe, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    (first, _), (second, _) = (one.communicate(timeout=120) for one in running)
+    assert [one.returncode for one in running] == [fine_tune.DONE] * 2
+    assert "The report is" in first
+    assert second == ""
+    assert (tmp_path / "out" / "adapter.tar.gz").exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is Linux's")
 def test_out_of_memory_says_which_setting_to_lower(random_llama: Path, tmp_path: Path) -> None:
     """The estimate knows of no limit on addresses, so it lets the training begin; it ends with what to change."""
-    recipe = write_recipe(tmp_path, random_llama, data__max_tokens=512, optimisation__batch_tokens=400_000)
-    texts = [json.dumps({"text": f"{number} " + "long " * 400, "label": LABELS[number % 2]}) for number in range(600)]
+    recipe = write_recipe(tmp_path, random_llama, data__max_tokens=512, optimisation__batch_tokens=100_000)
+    texts = [json.dumps({"text": f"{number} " + "long " * 400, "label": LABELS[number % 2]}) for number in range(200)]
     (tmp_path / "train.jsonl").write_text("\n".join(texts) + "\n")
     program = (
         "import resource, sys; from training import fine_tune;"
-        "used = int(open('/proc/self/statm').read().split()[0]) * 4096; limit = used + 3 * 2**30;"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096; limit = used + 2**30;"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit)); sys.exit(fine_tune.main(sys.argv[1:]))"
     )
     done = subprocess.run(
@@ -376,7 +537,7 @@ def test_a_llama_3_1_in_small_is_trained_as_the_large_one_would_be(
     profile.write_text(profile_from_config(config, name="small", max_lora_rank=16).to_json())
     recipe = write_recipe(
         tmp_path, folder, base__profile="profile.json", base__name="meta-llama/Llama-3.1-8B-Instruct",
-        optimisation__precision="bf16", optimisation__gradient_checkpointing=True, optimisation__accumulation=2, optimisation__epochs=40,
+        optimisation__precision="bf16", optimisation__gradient_checkpointing=True, optimisation__accumulation=2, optimisation__epochs=20,
     )  # fmt: skip
     assert train(recipe) == fine_tune.DONE, capsys.readouterr().err
     files = files_of(tmp_path / "out" / "adapter.tar.gz")
