@@ -78,15 +78,16 @@ class Measured:
     flops_per_second: float  # of a bare matrix product, in the same process
 
 
-def measure(case: Case) -> Measured:
-    """In a process of its own."""
+def measure(case: Case, steps: int = STEPS) -> Measured:
+    """In a process of its own. The peak is in the second step: from then on the optimizer has its moments."""
     text = json.dumps(dataclasses.asdict(case))
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.training_memory", "--measure", text]
+    command += ["--steps", str(steps)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return Measured(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _measured_here(case: Case) -> Measured:
+def _measured_here(case: Case, steps: int) -> Measured:
     if case.returns_freed_memory:
         return_freed_memory()
     step = case.step()
@@ -106,7 +107,7 @@ def _measured_here(case: Case) -> Measured:
     labels[:, :-ANSWER_TOKENS] = IGNORED
     batch = Batch(input_ids, labels, input_ids.numel(), EXAMPLES * ANSWER_TOKENS)
     seconds = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         started = time.perf_counter()
         answer_loss(base, batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -144,9 +145,11 @@ def table(cases: tuple[Case, ...]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Hold the dry run's estimates against measurements.")
     parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
-    asked = parser.parse_args().measure
+    parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    asked = arguments.measure
     if asked is not None:
-        print(json.dumps(dataclasses.asdict(_measured_here(Case(**json.loads(asked))))))
+        print(json.dumps(dataclasses.asdict(_measured_here(Case(**json.loads(asked)), arguments.steps))))
         return
     print(
         f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}; a step of {EXAMPLES} examples "
