@@ -1,6 +1,5 @@
 """The base that an adapter is trained on: found on the hub, in a folder, on S3, or made here; its config, tokenizer and weights."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -113,7 +112,7 @@ def _from_s3(bucket: str, prefix: str) -> Path:
             for name, one in sorted(wanted.items()):
                 s3.download_file(bucket, one["Key"], str(folder / name))
 
-        cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loradrop" / "models"
+        cached = cache.user_cache() / "models"
         return cache.made_once(cached / re.sub(r"[^\w.-]", "-", f"{bucket}-{prefix.rstrip('/')}"), digest, download)
     except (BotoCoreError, ClientError) as error:
         raise RecipeError(f"base.model: {uri} cannot be read: {error}") from error
@@ -131,10 +130,14 @@ def dtype(precision: str) -> torch.dtype:
 
 
 def attention(config: Any, weights: torch.dtype) -> str:
-    """The fastest implementation that is there; torch's own cannot bend the scores, as Gemma 2 does."""
-    if torch.cuda.is_available() and weights == torch.bfloat16 and is_flash_attn_2_available():
-        return "flash_attention_2"
-    return "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
+    """torch's own, which picks a flash kernel where there is one, and heeds the mask of rows (packed.py).
+
+    It cannot bend the scores, as Gemma 2 does: that takes flash-attn where it is installed, and else the plain way.
+    """
+    if getattr(config, "attn_logit_softcapping", None) is None:
+        return "sdpa"
+    has_flash = torch.cuda.is_available() and weights == torch.bfloat16 and is_flash_attn_2_available()
+    return "flash_attention_2" if has_flash else "eager"
 
 
 def load_weights(base: BaseModel, weights: torch.dtype, *, four_bit: bool) -> Any:
