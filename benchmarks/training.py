@@ -283,7 +283,7 @@ def make_model(job: Job, device: torch.device) -> Any:
         )
         with device:  # made where it is used
             base = AutoModelForCausalLM.from_config(
-                config, dtype=weights, attn_implementation=base_model.attention(weights)
+                config, dtype=weights, attn_implementation=base_model.attention(config, weights)
             )
     base.config.use_cache = False
     lora = LoraConfig(
