@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig
 from transformers import LlamaConfig, MistralConfig
 
-from benchmarks.training_memory import CASES, MORE_CASES, Case, measure
+from benchmarks.training_memory import CASES, Case, measure
 from loradrop.problems import ProblemCode
 from loradrop.profile import load_profile, profile_from_config
 from training.estimate import (
@@ -81,7 +81,8 @@ def large_step(**settings: Any) -> Step:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*CASES, *MORE_CASES], ids=str)
+# A size with each setting; benchmarks/training_memory.py has them crossed, and bfloat16 and eager attention too.
+@pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=str)
 def test_memory_is_within_a_fifth_of_what_a_process_takes(case: Case) -> None:
     assert estimate_memory(case.step()).total_bytes == pytest.approx(measure(case, steps=2).peak_bytes, rel=0.2)
 
