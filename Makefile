@@ -42,7 +42,7 @@ lint: setup ## Style, types and the template
 
 unit: setup ## Unit tests: no network, no local cloud
 	@echo "== unit tests"
-	$(BIN)/python -m pytest tests/unit -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -q -n auto --maxprocesses 4 --dist loadfile
 
 local-tests: setup ## The stack, deployed by sam on the local cloud
 	@echo "== the stack on the local cloud"
