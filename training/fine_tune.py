@@ -68,6 +68,8 @@ LEAST_BATCH_TOKENS = 64  # of an evaluation: a question or two
 # Narrower layers are waited for by a second thread longer than they are multiplied.
 LEAST_WIDTH_FOR_THREADS = 512
 
+# The bar of the training is enough.
+transformers_logging.disable_progress_bar()
 # peft sets what transformers is about to rename; nobody here can mend it.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing.*` is deprecated")
 
@@ -110,7 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code: 0 done, 1 refused (or not better, where that is required), 2 wrong usage, 3 failed, 130 interrupted."""
-    transformers_logging.disable_progress_bar()
     if os.environ.get("RANK", "0") == "0":
         return _run(arguments)
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):  # one of several processes speaks for all
@@ -202,7 +203,7 @@ def make_plan(recipe: Recipe) -> Plan:
             "data.chat: the base's tokenizer has no chat template; name an instruct model, or set data.chat to false."
         )
     dataset = read_dataset(recipe.data, _special_tokens(tokenizer))
-    dataset, train = _tokenized(recipe, tokenizer, dataset)
+    dataset, train = _tokenized(recipe, base, dataset)
     for line in finding_lines(dataset.findings):
         print(line)
     if any(one.is_fatal for one in dataset.findings):
@@ -265,20 +266,20 @@ def _example(recipe: Recipe, tokenizer: Any, row: Row) -> Example:
     return plain_example(tokenizer, row.prompt, row.answer)
 
 
-def _tokenized(recipe: Recipe, tokenizer: Any, dataset: Dataset) -> tuple[Dataset, tuple[TokenizedExample, ...]]:
+def _tokenized(recipe: Recipe, base: BaseModel, dataset: Dataset) -> tuple[Dataset, tuple[TokenizedExample, ...]]:
     """The training examples; those of both splits that are too long are findings, and left out where the recipe says so."""
+    tokenizer = base.tokenizer
+    most = min(recipe.data.max_tokens, getattr(base.config, "max_position_embeddings", recipe.data.max_tokens))
     findings = list(dataset.findings)
     code = Code.TOO_LONG if recipe.data.too_long == "refuse" else Code.DROPPED_LONG
 
     def fitting(rows: Sequence[Row]) -> list[tuple[Row, TokenizedExample]]:
         kept = []
         for row, one in zip(rows, tokenize(tokenizer, [_example(recipe, tokenizer, row) for row in rows]), strict=True):
-            if len(one.ids) <= recipe.data.max_tokens:
+            if len(one.ids) <= most:
                 kept.append((row, one))
             else:
-                findings.append(
-                    Finding(code, row.place, f"{len(one.ids):,} tokens; at most {recipe.data.max_tokens:,}")
-                )
+                findings.append(Finding(code, row.place, f"{len(one.ids):,} tokens; at most {most:,}"))
         return kept
 
     train, held_out = fitting(dataset.train), fitting(dataset.held_out)

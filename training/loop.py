@@ -259,6 +259,8 @@ class _Log:
             with file.open(newline="") as lines:
                 # What is behind the checkpoint may end in half a line.
                 self.entries = [_read_entry(row) for row in islice(csv.DictReader(lines), done)]
+        if is_written and len(self.entries) < done:
+            raise TrainingError(f"{file} lacks steps that the checkpoint beside it holds; --force starts anew.")
         self._seconds_before = self.entries[-1].seconds if self.entries else 0.0
         self._started = self._last = time.perf_counter()
 

@@ -310,6 +310,16 @@ def test_long_examples_are_refused_with_their_lines_or_left_out(
     assert "32 examples to learn" in told
 
 
+def test_no_example_is_longer_than_the_base_can_read(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, random_llama, data__max_tokens=10_000)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "on and on " * 300, "label": "negative"}) + "\n")
+    assert train(recipe, "--dry-run") == fine_tune.REFUSED
+    assert "tokens; at most 512" in capsys.readouterr().out
+
+
 def test_an_adapter_that_is_not_better_is_said_not_to_be(
     random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -248,6 +248,13 @@ def test_a_checkpoint_of_another_training_is_refused(random_llama: Path, tmp_pat
         loop.train(model, some_examples(), QUICK, pad_id=PAD, folder=tmp_path, made_from="other")
 
 
+def test_a_checkpoint_without_its_log_is_told_in_words(random_llama: Path, tmp_path: Path) -> None:
+    train(random_llama, tmp_path)
+    (tmp_path / loop.LOG_FILE).unlink()
+    with pytest.raises(loop.TrainingError, match=r"training_log\.csv lacks steps .* --force starts anew"):
+        train(random_llama, tmp_path)
+
+
 def test_a_damaged_checkpoint_is_told_in_words(random_llama: Path, tmp_path: Path) -> None:
     (tmp_path / loop.CHECKPOINT_FILE).write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(loop.TrainingError, match="cannot be read"):
