@@ -9,7 +9,7 @@ import pytest
 from cli.main import main
 from client import Adapters
 from local.cloud import REGION, LocalCloud
-from training.sentiment import MAX_NEW_TOKENS, held_out, sentiment_adapter
+from training.sentiment import LABELS, MAX_NEW_TOKENS, evaluation, held_out, sentiment_adapter
 
 from .conftest import Stack, command
 
@@ -45,5 +45,8 @@ def test_a_trained_adapter_goes_live_proven_by_its_own_smoke_prompts_and_answers
     asked = held_out()[:ASKED]
     parameters = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 0}
     answers = [adapters.invoke("sentiment", {"inputs": one.prompt, "parameters": parameters}) for one in asked]
-    right = sum(answer["generated_text"].strip() == one.label for answer, one in zip(answers, asked, strict=True))
-    assert right / ASKED > 0.6  # 0.75 of all 200 here; the base names no label at all
+    said = [answer["generated_text"] for answer in answers]
+    weighed = [one["adapter"] for one in evaluation()["answered"][:ASKED]]
+    # The server asks one by one, the evaluation in batches: a close answer may turn.
+    assert sum(one == other for one, other in zip(said, weighed, strict=True)) >= ASKED - 2
+    assert {answer.strip() for answer in said} == set(LABELS)
