@@ -19,7 +19,7 @@ import boto3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
-from loradrop.names import UPLOAD_PREFIX, UPLOAD_SUFFIX, AdapterNameInvalidError, adapter_name
+from loradrop.names import UPLOAD_SUFFIX, AdapterNameInvalidError, check_adapter_name
 from loradrop.outcome import Outcome
 from loradrop.packing import adapter_below, own_entries, package, size_of
 from loradrop.profile import BaseProfile, ProfileError
@@ -133,10 +133,10 @@ def _adapter(name: str | None, path: Path) -> str:
                 f"{path} is called as every trained adapter is. Choose the name that it goes live under with --name."
             )
     try:
-        return adapter_name(f"{UPLOAD_PREFIX}{name}{UPLOAD_SUFFIX}")
+        check_adapter_name(name)
     except AdapterNameInvalidError as error:
-        rule = str(error).partition(" Upload it again")[0]
-        raise CommandError(f"{rule} Choose one with --name.") from error
+        raise CommandError(f"{error} Choose one with --name.") from error
+    return name
 
 
 def _profile(arguments: argparse.Namespace, stack: Stack | None) -> BaseProfile:

@@ -33,6 +33,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 from loradrop.adapter_config import CONFIG_FILE
 from loradrop.archive import BLOCK
 from loradrop.judge import judge
+from loradrop.packing import Pieces, without_tarball
 from loradrop.policy import MIB
 from loradrop.profile import BaseProfile
 from loradrop.report import Report
@@ -325,18 +326,7 @@ def judge_untrained(
         settings = (Path(folder) / CONFIG_FILE).read_bytes()
     # "auto" would look for the base's vocabulary on the hub.
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    report = judge(_Pieces(_tarball(settings, tensors)), profile)
-    manifest = None if report.manifest is None else dataclasses.replace(report.manifest, sha256=None)
-    return dataclasses.replace(report, sha256=None, manifest=manifest)  # no such tarball will ever be
-
-
-class _Pieces:
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-
-    def read(self, _size: int, /) -> bytes:
-        """The next piece, of any size that suits its maker; empty at the end."""
-        return next(self._pieces, b"")
+    return without_tarball(judge(Pieces(_tarball(settings, tensors)), profile))
 
 
 def _tarball(settings: bytes, tensors: dict[str, torch.Tensor]) -> Iterator[bytes]:

@@ -28,7 +28,9 @@ from torch import distributed
 from transformers.utils import logging as transformers_logging
 
 from loradrop import __version__
-from loradrop.names import AdapterNameInvalidError, adapter_name
+from loradrop.adapter_config import CONFIG_FILE
+from loradrop.judge import SMOKE_FILE
+from loradrop.names import AdapterNameInvalidError, check_adapter_name
 from loradrop.packing import package
 from loradrop.profile import BaseProfile, ProfileError, load_profile
 
@@ -61,7 +63,7 @@ from .recipe import Lora, Recipe, RecipeError, read_recipe
 from .report import EVALUATION_FILE, PICTURES_DIR, REPORT_FILE, write_report
 
 DONE, REFUSED, UNUSABLE, FAILED = 0, 1, 2, 3
-ADAPTER_FOLDER, SMOKE_FILE, CONFIG_FILE = "adapter", "smoke.jsonl", "adapter_config.json"
+ADAPTER_FOLDER = "adapter"
 TARBALL, RECIPE_FILE, VERSIONS_FILE = "adapter.tar.gz", "recipe.yaml", "versions.json"
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "scikit-learn", "sacrebleu")
 LEAST_BATCH_TOKENS = 64  # of an evaluation: a question or two
@@ -194,7 +196,7 @@ def _clear(output: Path) -> None:
 
 def make_plan(recipe: Recipe) -> Plan:
     """Reads everything but the weights. Raises what `run` catches; the data's findings are printed."""
-    adapter_name(f"adapters/{recipe.name}.tar.gz")
+    check_adapter_name(recipe.name)
     profile = load_profile(recipe.base.profile)
     base = find_base(recipe.base)
     tokenizer = base.tokenizer

@@ -16,6 +16,9 @@ from . import cache, tiny_base
 from .recipe import Recipe, read_recipe
 
 RECIPE_FILE = Path(__file__).parent / "recipes" / "sentiment-tiny.yaml"
+RECIPE = read_recipe(RECIPE_FILE)
+LABELS = RECIPE.data.labels or ()
+MAX_NEW_TOKENS = RECIPE.evaluation.max_new_tokens
 SOURCES = (
     "base_model.py",
     "dataset.py",
@@ -26,8 +29,6 @@ SOURCES = (
     "answers.py",
     "evaluation.py",
 )
-LABELS = ("negative", "positive")
-MAX_NEW_TOKENS = 6  # both as the recipe has them: a label and the end of the turn are two to five
 PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "sacrebleu")
 
 
@@ -42,17 +43,12 @@ class HeldOut:
 
 def sentiment_adapter(seed: int = 1) -> Path:
     """The tarball of the adapter; trains it first, and the base, where that has not been done yet."""
-    recipe = _recipe(seed)
+    recipe = dataclasses.replace(RECIPE, optimisation=dataclasses.replace(RECIPE.optimisation, seed=seed))
     files = [RECIPE_FILE, *map(Path, (*recipe.data.train, *recipe.data.held_out))]
     sources = [Path(__file__).parent / name for name in SOURCES]
     digest = cache.digest_of([*files, *sources], PACKAGES, tiny_base.digest(), f"seed {seed}")
     folder = cache.made_once(cache.CACHE_DIR / f"sentiment-{seed}", digest, lambda to: _make(to, recipe))
     return folder / "adapter.tar.gz"
-
-
-def _recipe(seed: int) -> Recipe:
-    recipe = read_recipe(RECIPE_FILE)
-    return dataclasses.replace(recipe, optimisation=dataclasses.replace(recipe.optimisation, seed=seed))
 
 
 def _make(folder: Path, recipe: Recipe) -> None:
@@ -69,9 +65,7 @@ def _make(folder: Path, recipe: Recipe) -> None:
 def held_out(seed: int = 1) -> tuple[HeldOut, ...]:
     """The sentences that the adapter was asked, in the order of their file."""
     asked = evaluation(seed)["answered"]
-    texts = [
-        json.loads(line)["text"] for file in _recipe(seed).data.held_out for line in Path(file).read_text().splitlines()
-    ]
+    texts = [json.loads(line)["text"] for file in RECIPE.data.held_out for line in Path(file).read_text().splitlines()]
     return tuple(
         HeldOut(text, one["question"]["truth"], one["question"]["prompt"])
         for text, one in zip(texts, asked, strict=True)

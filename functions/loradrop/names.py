@@ -48,16 +48,21 @@ def key_stem(key: str) -> str:
     return key.removeprefix(UPLOAD_PREFIX).removesuffix(UPLOAD_SUFFIX)
 
 
+def check_adapter_name(name: str) -> None:
+    """Raises AdapterNameInvalidError, with the rule in its message, where an adapter cannot be called so."""
+    if len(name) > MAX_ADAPTER_NAME_CHARACTERS or not _ADAPTER_NAME.fullmatch(name):
+        raise AdapterNameInvalidError(f"{name!r} is no adapter name. Allowed: {ADAPTER_NAME_RULE}.")
+
+
 def adapter_name(key: str) -> str:
     """The adapter that a key names. Raises AdapterNameInvalidError with the rule in its message."""
     name = key_stem(key)
     if not (key.startswith(UPLOAD_PREFIX) and key.endswith(UPLOAD_SUFFIX)):
         raise AdapterNameInvalidError(f"The key {key!r} is not of the form {UPLOAD_PREFIX}<adapter>{UPLOAD_SUFFIX}.")
-    if len(name) > MAX_ADAPTER_NAME_CHARACTERS or not _ADAPTER_NAME.fullmatch(name):
-        raise AdapterNameInvalidError(
-            f"{name!r} is no adapter name. Allowed: {ADAPTER_NAME_RULE}. "
-            f"Upload it again as {UPLOAD_PREFIX}<name>{UPLOAD_SUFFIX}."
-        )
+    try:
+        check_adapter_name(name)
+    except AdapterNameInvalidError as error:
+        raise AdapterNameInvalidError(f"{error} Upload it again as {UPLOAD_PREFIX}<name>{UPLOAD_SUFFIX}.") from error
     return name
 
 

@@ -82,9 +82,15 @@ def size_of(entries: Iterable[Entry]) -> int:
 
 
 def judge_folder(folder: Path, profile: BaseProfile, advance: Advance) -> Report:
-    """The verdict on the tarball of everything in the folder. It has no SHA-256: there is no tarball."""
+    """The verdict on the tarball of everything in the folder."""
     # Not compressed: the judge would only have to unpack it again.
-    report = _judge_packed(all_entries(folder), profile, zlib.compressobj(0, wbits=-zlib.MAX_WBITS), advance)
+    return without_tarball(
+        _judge_packed(all_entries(folder), profile, zlib.compressobj(0, wbits=-zlib.MAX_WBITS), advance)
+    )
+
+
+def without_tarball(report: Report) -> Report:
+    """The report on a tarball that was made for the judge alone: without a SHA-256, for nobody will ever see it."""
     manifest = None if report.manifest is None else dataclasses.replace(report.manifest, sha256=None)
     return dataclasses.replace(report, sha256=None, manifest=manifest)
 
@@ -135,13 +141,13 @@ def _judge_packed(
     advance: Advance,
     sink: BinaryIO | None = None,
 ) -> Report:
-    return judge(_Pieces(_gzipped(_tarred(entries, advance), compressor), sink), profile)
+    return judge(Pieces(_gzipped(_tarred(entries, advance), compressor), sink), profile)
 
 
-class _Pieces:
-    """What the judge reads; written to `sink` on the way, so that what was judged is what was written."""
+class Pieces:
+    """Bytes as they are made, for the judge to read; written to `sink` on the way, so that what was judged is what was written."""
 
-    def __init__(self, pieces: Iterator[bytes], sink: BinaryIO | None) -> None:
+    def __init__(self, pieces: Iterator[bytes], sink: BinaryIO | None = None) -> None:
         self._pieces = pieces
         self._sink = sink
 
