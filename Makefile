@@ -10,7 +10,7 @@ export SAM_CLI_TELEMETRY := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-PACKAGES := functions local training cli client benchmarks tests/local
+PACKAGES := functions local training loradrop_cli loradrop_client benchmarks tests/local
 
 .PHONY: help setup demo local local-env test lint unit local-tests docs clean
 
@@ -23,7 +23,7 @@ demo: setup ## Watch an adapter tarball become a live, proven component
 	@$(BIN)/python -m local.demo --port $(PORT)
 
 local: setup ## Start the local cloud and keep it running
-	@$(BIN)/python -m training.sentiment
+	@$(BIN)/python -m loradrop_training.sentiment
 	@$(BIN)/python -m local --port $(PORT)
 
 local-env: ## Print what a second shell needs: eval "$$(make -s local-env)"
@@ -49,17 +49,18 @@ local-tests: setup ## The stack, deployed by sam on the local cloud
 	$(BIN)/python -m pytest tests/local -q
 
 docs: ## Generate docs/problems.md and docs/recipe.md
-	$(BIN)/python -m cli codes --markdown > docs/problems.md
-	$(BIN)/python -m training.recipe > docs/recipe.md
+	$(BIN)/python -m loradrop_cli codes --markdown > docs/problems.md
+	$(BIN)/python -m loradrop_training.recipe > docs/recipe.md
 
 clean: ## Remove what was made: environments, caches, builds
 	rm -rf $(VENV) $(TOOLS) .cache build loradrop.egg-info .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-$(VENV)/.installed: requirements-dev.txt constraints.txt functions/requirements.txt
+$(VENV)/.installed: requirements-dev.txt constraints.txt functions/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "loradrop needs Python 3.11 or newer; name one with PYTHON=…")'
 	@echo "== making $(VENV): a few minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 $(TOOLS)/%/.installed: requirements-%.txt

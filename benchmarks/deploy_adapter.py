@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.deploy_adapter          -> two tables in Markdown
 
 The stack runs on the local cloud, whose Lambdas are processes of this machine: the transitions are AWS's, the times are not.
-The adapter is of the tiny base, a few hundred kB: what a larger one costs to validate is in benchmarks/judge.py.
+The adapter is of the tiny base, a few hundred kB: what a larger one costs to validate is in benchmarks/validator.py.
 """
 
 import os

@@ -44,13 +44,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from training import base_model, loop
-from training.examples import TokenizedExample, answer_losses, chat_example, grouped, padded, tokenize
-from training.recipe import MODULES, Optimisation
-from training.tiny_base import TINY_LLAMA_DIR, tiny_base
+from loradrop_training import base_model, loop
+from loradrop_training.examples import TokenizedExample, answer_losses, chat_example, grouped, padded, tokenize
+from loradrop_training.recipe import MODULES, Optimisation
+from loradrop_training.tiny_base import TINY_LLAMA_DIR, tiny_base
 
 ROOT = Path(__file__).parents[1]
-DATA_DIR = ROOT / "training" / "data"
+DATA_DIR = ROOT / "training" / "loradrop_training" / "data"
 PICTURE = ROOT / "docs" / "pictures" / "training-loss.png"
 MIB = 1024 * 1024
 EXAMPLES_PER_STEP = 8  # TrainingArguments' default

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "functions"))
 
 import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from training.estimate import Step, estimate_memory, estimate_seconds, flops_per_second, return_freed_memory  # noqa: E402
-from training.examples import IGNORED, Batch, answer_loss  # noqa: E402
+from loradrop_training.estimate import Step, estimate_memory, estimate_seconds, flops_per_second, return_freed_memory  # noqa: E402
+from loradrop_training.examples import IGNORED, Batch, answer_loss  # noqa: E402
 
 STEPS = 3
 EXAMPLES, LONGEST, ANSWER_TOKENS = 8, 128, 8  # of each example

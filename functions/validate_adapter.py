@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from loradrop.judge import judge
 from loradrop.names import component_name, release_key, release_manifest_key
 from loradrop.problems import ProblemCode
 from loradrop.profile import load_profile
+from loradrop.validator import validate
 from runtime import CLIENT_CONFIG, DownloadInterrupted, error_code, logger, setting
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
     pinned: CopySourceTypeDef = {"Bucket": upload["bucket"], "Key": upload["key"], "VersionId": upload["version_id"]}
     try:
         with contextlib.closing(s3.get_object(**pinned)["Body"]) as body:
-            report = judge(body, profile)
+            report = validate(body, profile)
     except ClientError as error:
         if error_code(error) not in _VANISHED:
             raise

@@ -35,7 +35,7 @@ def main() -> int:
         return 1
     if options.engine == "tiny" and not (options.base / "config.json").is_file():
         print(
-            f"loradrop: there is no model in {options.base}. Make it: python -m training.tiny_base "
+            f"loradrop: there is no model in {options.base}. Make it: python -m loradrop_training.tiny_base "
             "(or start with --engine stand-in, which needs none)",
             file=sys.stderr,
         )
@@ -166,12 +166,12 @@ async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
 
-    from . import mends
+    from . import patches
     from .front import Front, s3_client_of_role
     from .hosting import CONTROL, SERVING
     from .hosting.stand_in import StandInEngine
 
-    mends.apply()
+    patches.apply()
     CONTROL.change(**options.behaviour)
     s3_client = s3_client_of_role if options.auth else None
     SERVING.serve_with(StandInEngine if options.engine == "stand-in" else _tiny_engine(options.base), s3_client)

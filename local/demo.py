@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.executions import RUNNING, Execution, StateView, follow, look_at
-from training.sentiment import LABELS, MAX_NEW_TOKENS, held_out, sentiment_adapter
+from loradrop_cli.executions import RUNNING, Execution, StateView, follow, look_at
+from loradrop_training.sentiment import LABELS, MAX_NEW_TOKENS, held_out, sentiment_adapter
 
 from .cloud import REPOSITORY, LocalCloud
 from .stack import DeployedStack
@@ -201,7 +201,7 @@ def _watch(stack: Stack, execution: str) -> Execution:
 
 
 def _compare(stack: Stack, component: str) -> None:
-    from training.evaluation import label_of  # its statistics take a second to import
+    from loradrop_training.evaluation import label_of  # its statistics take a second to import
 
     examples = held_out()
     table = Table(box=None, padding=(0, 2, 0, 3))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loradrop.archive import BLOCK
-from loradrop.judge import ADAPTER_FILES, judge
 from loradrop.profile import BaseProfile
 from loradrop.report import Report
+from loradrop.validator import ADAPTER_FILES, validate
 
 Advance = Callable[[int], None]
 
@@ -141,7 +141,7 @@ def _judge_packed(
     advance: Advance,
     sink: BinaryIO | None = None,
 ) -> Report:
-    return judge(Pieces(_gzipped(_tarred(entries, advance), compressor), sink), profile)
+    return validate(Pieces(_gzipped(_tarred(entries, advance), compressor), sink), profile)
 
 
 class Pieces:

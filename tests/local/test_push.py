@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cli.main import main
-from client import AccessRefusedError, Adapters
 from local.cloud import REGION
+from loradrop_cli.main import main
+from loradrop_client import AccessRefusedError, Adapters
 from tests.adapters import adapter_files, good_tarball, wrapped_tarball
 
 from .account import ACCOUNT, unique
@@ -158,7 +158,14 @@ def test_pushes_at_once_each_follow_their_own(stack: Stack, push: Push, tmp_path
     names = [unique("pushed") for _ in range(4)]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "cli", "push", write(tmp_path, name, good_tarball(seed=206 + number)), "--json"],
+            [
+                sys.executable,
+                "-m",
+                "loradrop_cli",
+                "push",
+                write(tmp_path, name, good_tarball(seed=206 + number)),
+                "--json",
+            ],
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -215,7 +222,7 @@ def test_ctrl_c_says_that_the_deployment_goes_on(stack: Stack, push: Push, adapt
     stack.cloud.behave(seconds_to_in_service=4.0)
     path = write(tmp_path, adapter, good_tarball(seed=211))
     with subprocess.Popen(
-        [sys.executable, "-u", "-m", "cli", "push", path],
+        [sys.executable, "-u", "-m", "loradrop_cli", "push", path],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

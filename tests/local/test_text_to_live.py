@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
-from cli.main import main
-from client import Adapters
 from local.cloud import REGION, LocalCloud
-from training.sentiment import LABELS, MAX_NEW_TOKENS, evaluation, held_out, sentiment_adapter
+from loradrop_cli.main import main
+from loradrop_client import Adapters
+from loradrop_training.sentiment import LABELS, MAX_NEW_TOKENS, evaluation, held_out, sentiment_adapter
 
 from .conftest import Stack, command
 

@@ -152,7 +152,7 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 @pytest.fixture(scope="session")
 def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model as the tiny base is, but not trained: the tokenizer and the shapes are the real ones."""
-    from training.pretraining import make_model, make_tokenizer  # torch takes seconds that few tests need
+    from loradrop_training.pretraining import make_model, make_tokenizer  # torch takes seconds that few tests need
 
     folder = tmp_path_factory.mktemp("random-llama")
     make_model().save_pretrained(folder)

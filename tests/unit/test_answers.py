@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from training.answers import greedy_answers, log_likelihoods
+from loradrop_training.answers import greedy_answers, log_likelihoods
 
 PROMPTS = [
     "<|begin_of_text|>A",

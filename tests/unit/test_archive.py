@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from loradrop.judge import judge
 from loradrop.policy import Policy
 from loradrop.profile import load_profile
 from loradrop.report import Report
+from loradrop.validator import validate
 from tests.adapters import adapter_files, good_tarball, tarball
 from tests.hostile import Case, corpus, gzip_stream, gzipped, pax, tar_end, tar_header, tar_member
 
@@ -25,7 +25,7 @@ MEMBERS = b"".join(tar_member(name, data) for name, data in FILES.items())
 
 
 def judged(body: bytes, policy: Policy | None = None) -> Report:
-    return judge(io.BytesIO(body), PROFILE, policy or Policy())
+    return validate(io.BytesIO(body), PROFILE, policy or Policy())
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=[case.name for case in CORPUS])
@@ -153,14 +153,14 @@ class Cut:
 def test_how_a_stream_cuts_its_bytes_changes_nothing(most: int) -> None:
     for body in (good_tarball(), *(case.body for case in CORPUS[:: 1 if most > 100 else 25])):
         if len(body) < 200_000:
-            assert judge(Cut(body, most), PROFILE) == judged(body)
+            assert validate(Cut(body, most), PROFILE) == judged(body)
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy(read_bytes=1000), Policy(read_bytes=1000, inflate_bytes=333)])
 @pytest.mark.parametrize("fails_at", [0, 1, 5000])
 def test_what_the_stream_raises_is_raised(policy: Policy, fails_at: int) -> None:
     with pytest.raises(ConnectionResetError):
-        judge(Cut(good_tarball(), 1000, fails_at), PROFILE, policy)
+        validate(Cut(good_tarball(), 1000, fails_at), PROFILE, policy)
 
 
 @pytest.mark.usefixtures("_no_thread_left")
@@ -179,7 +179,7 @@ class TestThreads:
 
     def test_none_is_left_when_the_stream_raises(self) -> None:
         with pytest.raises(ConnectionResetError):
-            judge(Cut(good_tarball(), 100, 20_000), PROFILE, Policy(read_bytes=100, inflate_bytes=100))
+            validate(Cut(good_tarball(), 100, 20_000), PROFILE, Policy(read_bytes=100, inflate_bytes=100))
 
 
 @pytest.fixture
@@ -192,6 +192,6 @@ def _no_thread_left() -> Any:
 def test_nothing_is_read_past_the_limit() -> None:
     body = gzip.compress(bytes(range(256)) * 40_000, compresslevel=0)
     stream = io.BytesIO(body)
-    report = judge(stream, PROFILE, Policy(max_compressed_bytes=100_000, read_bytes=10_000))
+    report = validate(stream, PROFILE, Policy(max_compressed_bytes=100_000, read_bytes=10_000))
     assert [problem.code.name for problem in report.problems] == ["NOT_TAR"]  # known before the limit is reached
     assert stream.tell() < 500_000

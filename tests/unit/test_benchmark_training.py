@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import training as benchmark
 from benchmarks.training import CONTENDERS, DATA, Job
-from training import loop
-from training.base_model import one_thread
-from training.examples import IGNORED, padded
+from loradrop_training import loop
+from loradrop_training.base_model import one_thread
+from loradrop_training.examples import IGNORED, padded
 
 EXAMPLES = 21
 JOB = Job(

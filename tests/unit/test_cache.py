@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training import cache
+from loradrop_training import cache
 
 
 def test_a_folder_is_made_once_for_what_it_depends_on(tmp_path: Path) -> None:

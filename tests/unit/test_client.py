@@ -22,7 +22,9 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from client import (
+from local.hosting import SERVING, behaving
+from local.hosting.stand_in import AdapterLoadError, StandInEngine, Token
+from loradrop_client import (
     AccessRefusedError,
     Adapters,
     AwsUnavailableError,
@@ -34,9 +36,7 @@ from client import (
     StreamBrokenError,
     explained,
 )
-from client.wire import MAX_LINE_BYTES, answer_of, pieces_of, text_of
-from local.hosting import SERVING, behaving
-from local.hosting.stand_in import AdapterLoadError, StandInEngine, Token
+from loradrop_client.wire import MAX_LINE_BYTES, answer_of, pieces_of, text_of
 from tests.adapters import good_tarball
 
 from .conftest import BASE, ENDPOINT, TABLE, Stack

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.dataset import Code, DataError, Dataset, Template, finding_lines, read_dataset
-from training.recipe import Data
+from loradrop_training.dataset import Code, DataError, Dataset, Template, finding_lines, read_dataset
+from loradrop_training.recipe import Data
 
 LABELS = ("no", "yes")
 SPECIAL = ("<|eot_id|>", "<|begin_of_text|>")

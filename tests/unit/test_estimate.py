@@ -12,7 +12,7 @@ from transformers import LlamaConfig, MistralConfig
 from benchmarks.training_memory import CASES, Case, measure
 from loradrop.problems import ProblemCode
 from loradrop.profile import load_profile, profile_from_config
-from training.estimate import (
+from loradrop_training.estimate import (
     GB,
     MemoryEstimate,
     Step,

@@ -16,8 +16,8 @@ from sklearn.metrics import f1_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loradrop.smoke import MAX_SMOKE_BYTES, meets_expectation, parse_smoke_prompts
-from training.answers import log_likelihoods
-from training.evaluation import (
+from loradrop_training.answers import log_likelihoods
+from loradrop_training.evaluation import (
     Answered,
     Evaluation,
     Measure,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from local.engine import Engine
-from training.examples import (
+from loradrop_training.examples import (
     IGNORED,
     ChatTemplateError,
     Example,

@@ -23,13 +23,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from local.engine import Engine
-from loradrop.judge import judge
 from loradrop.profile import load_profile, profile_from_config
 from loradrop.smoke import meets_expectation, parse_smoke_prompts
-from training import fine_tune, loop
-from training.answers import greedy_answers
-from training.base_model import find_base, load_weights
-from training.recipe import Base, RecipeError, read_recipe
+from loradrop.validator import validate
+from loradrop_training import fine_tune, loop
+from loradrop_training.answers import greedy_answers
+from loradrop_training.base_model import find_base, load_weights
+from loradrop_training.recipe import Base, RecipeError, read_recipe
 
 from .test_loop import free_port
 
@@ -77,7 +77,7 @@ def train(recipe: Path, *options: str) -> int:
 
 def in_another_process(*arguments: str | Path, **environment: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "training.fine_tune", *map(str, arguments)],
+        [sys.executable, "-m", "loradrop_training.fine_tune", *map(str, arguments)],
         cwd=REPOSITORY,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -124,7 +124,7 @@ def test_it_says_nothing_of_the_machine_that_made_it(trained: Path, random_llama
 
 def test_the_judge_accepts_it_without_a_warning(trained: Path) -> None:
     tarball = (trained / "adapter.tar.gz").read_bytes()
-    report = judge(io.BytesIO(tarball), load_profile("tiny-llama"))
+    report = validate(io.BytesIO(tarball), load_profile("tiny-llama"))
     assert (report.accepted, report.problems, report.warnings) == (True, (), ())
     assert report.manifest is not None
     assert (report.manifest.ranks, report.manifest.base_model) == ((8,), "tiny-llama")
@@ -480,7 +480,7 @@ def test_out_of_memory_says_which_setting_to_lower(random_llama: Path, tmp_path:
     texts = [json.dumps({"text": f"{number} " + "long " * 400, "label": LABELS[number % 2]}) for number in range(200)]
     (tmp_path / "train.jsonl").write_text("\n".join(texts) + "\n")
     program = (
-        "import resource, sys; from training import fine_tune;"
+        "import resource, sys; from loradrop_training import fine_tune;"
         "used = int(open('/proc/self/statm').read().split()[0]) * 4096; limit = used + 2**30;"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit)); sys.exit(fine_tune.main(sys.argv[1:]))"
     )
@@ -552,7 +552,7 @@ def test_a_llama_3_1_in_small_is_trained_as_the_large_one_would_be(
     assert train(recipe) == fine_tune.DONE, capsys.readouterr().err
     files = files_of(tmp_path / "out" / "adapter.tar.gz")
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "meta-llama/Llama-3.1-8B-Instruct"
-    report = judge(io.BytesIO((tmp_path / "out" / "adapter.tar.gz").read_bytes()), load_profile(str(profile)))
+    report = validate(io.BytesIO((tmp_path / "out" / "adapter.tar.gz").read_bytes()), load_profile(str(profile)))
     assert report.manifest is not None
     assert report.manifest.dtypes == ("BF16",)
     prompt = json.loads((tmp_path / "out" / "evaluation.json").read_text())["answered"][0]["question"]["prompt"]

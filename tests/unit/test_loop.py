@@ -19,10 +19,10 @@ from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from training import loop
-from training.base_model import load_weights
-from training.examples import TokenizedExample, answer_losses, padded
-from training.recipe import Optimisation
+from loradrop_training import loop
+from loradrop_training.base_model import load_weights
+from loradrop_training.examples import TokenizedExample, answer_losses, padded
+from loradrop_training.recipe import Optimisation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 QUICK = Optimisation(epochs=2, learning_rate=5e-3, warmup_steps=2, batch_tokens=64, accumulation=2, checkpoint_steps=2, seed=3)  # fmt: skip
@@ -335,8 +335,8 @@ def free_port() -> int:
 
 
 def test_weights_are_loaded_frozen_in_the_type_that_is_asked_for(random_llama: Path) -> None:
-    from training.base_model import find_base
-    from training.recipe import Base
+    from loradrop_training.base_model import find_base
+    from loradrop_training.recipe import Base
 
     base = find_base(Base(model=str(random_llama), profile="tiny-llama"))
     model = load_weights(base, torch.bfloat16, four_bit=False)

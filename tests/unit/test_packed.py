@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 
-from training import packed
-from training.examples import TokenizedExample, answer_losses, padded
+from loradrop_training import packed
+from loradrop_training.examples import TokenizedExample, answer_losses, padded
 
 PAD = 63
 CPU = torch.device("cpu")

@@ -16,10 +16,10 @@ from typing import Any
 import boto3
 import pytest
 
-from cli.executions import RUNNING, Execution, StateView, Step, UploadExecutions, follow
-from cli.main import main
-from cli.push import PART_BYTES, _meaning
 from loradrop.outcome import Outcome
+from loradrop_cli.executions import RUNNING, Execution, StateView, Step, UploadExecutions, follow
+from loradrop_cli.main import main
+from loradrop_cli.push import PART_BYTES, _meaning
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
 
 from .conftest import ENDPOINT, TABLE, Stack
@@ -282,7 +282,7 @@ def test_without_aws_a_sentence_says_what_to_do(
     words = [str(file) if word == "ACME" else word for word in command]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "LORADROP"))}
     done = subprocess.run(
-        [sys.executable, "-m", "cli", *words],
+        [sys.executable, "-m", "loradrop_cli", *words],
         cwd=ROOT,
         env=kept | NOWHERE | environment,
         capture_output=True,
@@ -447,13 +447,13 @@ def test_an_adapter_is_asked_in_words_by_stdin_and_as_a_whole_prompt(
 
 @pytest.mark.parametrize("words", [[b"\xff\xfe"], [b"Hello", b"--system", b"\xff\xfe"]])
 def test_words_that_are_no_text_are_told_so(words: list[bytes]) -> None:
-    command = [sys.executable, "-m", "cli", "invoke", "acme", *words]
+    command = [sys.executable, "-m", "loradrop_cli", "invoke", "acme", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"loradrop: The text is not UTF-8.\n")
 
 
 def test_a_prompt_that_is_no_text_is_told_so() -> None:
-    command = [sys.executable, "-m", "cli", "invoke", "acme", "-"]
+    command = [sys.executable, "-m", "loradrop_cli", "invoke", "acme", "-"]
     done = subprocess.run(command, input=b"\xff\xfe", cwd=ROOT, capture_output=True, check=False)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(b"loradrop: Standard input is not UTF-8: invalid start byte at byte 0")

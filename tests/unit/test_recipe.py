@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from training.recipe import MODULES, Recipe, RecipeError, keys, read_recipe, recipe_document
+from loradrop_training.recipe import MODULES, Recipe, RecipeError, keys, read_recipe, recipe_document
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPES = sorted((REPOSITORY / "training" / "recipes").glob("*.yaml"))
+RECIPES = sorted((REPOSITORY / "training" / "loradrop_training" / "recipes").glob("*.yaml"))
 GOOD = """\
 name: acme
 base:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib.image import imread
 
-from training.evaluation import Answered, Evaluation, Question, weigh
-from training.report import confusion_picture, escaped, loss_picture, measures_picture, write_report
+from loradrop_training.evaluation import Answered, Evaluation, Question, weigh
+from loradrop_training.report import confusion_picture, escaped, loss_picture, measures_picture, write_report
 
 TEMPLATE = "<|begin_of_text|>Which one is it?\n\n{}<|eot_id|>assistant\n\n"
 HOSTILE = "a|b `c` <img src=x onerror=y>\r\n| --- |\n\n# d *e* [f](g) $h$ \\| \u202eend &amp; ~~i~~"

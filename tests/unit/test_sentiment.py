@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from local.engine import Engine
-from loradrop.judge import judge
 from loradrop.profile import load_profile
 from loradrop.smoke import meets_expectation, parse_smoke_prompts
-from training import corpus, pretraining, sentiment, tiny_base
+from loradrop.validator import validate
+from loradrop_training import corpus, pretraining, sentiment, tiny_base
 
 DATA_DIR = Path(sentiment.__file__).parent / "data"
 
@@ -79,7 +79,7 @@ def test_the_base_is_never_told_what_a_sentiment_is() -> None:
 @pytest.mark.slow
 def test_the_real_adapter_tells_held_out_sentences_through_the_engine() -> None:
     tarball = sentiment.sentiment_adapter().read_bytes()
-    report = judge(io.BytesIO(tarball), load_profile("tiny-llama"))
+    report = validate(io.BytesIO(tarball), load_profile("tiny-llama"))
     assert (report.accepted, report.warnings) == (True, ())
     engine = Engine(tiny_base.tiny_base())
     engine.load_adapter("sentiment", tarball)

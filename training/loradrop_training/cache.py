@@ -15,7 +15,7 @@ def user_cache() -> Path:
 
 
 # Of the checkout; installed, this package lies where nothing of the user's belongs.
-_root = Path(__file__).parents[1]
+_root = Path(__file__).parents[2]
 CACHE_DIR = _root / ".cache" if (_root / "functions").is_dir() else user_cache()
 DIGEST_FILE = ".made-from"
 

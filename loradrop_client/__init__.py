@@ -1,4 +1,4 @@
-"""Invoke the adapters that a loradrop stack serves. In the wheel this package is called loradrop_client.
+"""Invoke the adapters that a loradrop stack serves.
 
     from loradrop_client import Adapters
 

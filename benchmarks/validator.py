@@ -1,7 +1,7 @@
 """How fast and how small the judge is, beside gzip, bare inflate, and extract-and-load; what that means for the Lambda.
 
-    python -m benchmarks.judge              about ten minutes the first time: it makes adapters of 84 and 671 MB
-    python -m benchmarks.judge --repeat 20 --patience 30    on a machine that others use too
+    python -m benchmarks.validator              about ten minutes the first time: it makes adapters of 84 and 671 MB
+    python -m benchmarks.validator --repeat 20 --patience 30    on a machine that others use too
 
 Every figure is the least of its tries, each in a process of its own, the contenders taking turns. Needs Linux, numpy
 and torch. The table goes to standard output, progress to standard error.
@@ -24,7 +24,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache" / "bench"
-sys.path.append(str(ROOT / "functions"))
 
 from loradrop.profile import load_profile  # noqa: E402
 from loradrop.stream import fastest_zlib  # noqa: E402
@@ -127,25 +126,25 @@ def make_adapter(case: Case) -> None:
 # The contenders: each reads a tar.gz, and leaves the imports that its measuring shall not count to its first line
 
 
-def judge_it(path: Path) -> Iterator[None]:
-    from loradrop.judge import judge
+def validate_it(path: Path) -> Iterator[None]:
+    from loradrop.validator import validate
 
     yield
     with path.open("rb", buffering=0) as file:
-        report = judge(file, PROFILE)
+        report = validate(file, PROFILE)
     if not report.accepted:
         raise SystemExit(report.summary())
 
 
 def judge_on_one_core(path: Path) -> Iterator[None]:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    yield from judge_it(path)
+    yield from validate_it(path)
 
 
 def judge_in_the_handlers_process(path: Path) -> Iterator[None]:
     os.environ |= HANDLER_SETTINGS
     importlib.import_module("validate_adapter")
-    yield from judge_it(path)
+    yield from validate_it(path)
 
 
 def inflate_with(library: Any, path: Path) -> Iterator[None]:
@@ -190,7 +189,7 @@ def nothing(_path: Path) -> Iterator[None]:
 CONTENDERS: dict[str, Callable[[Path], Iterator[None]]] = {
     function.__name__: function
     for function in (
-        judge_it,
+        validate_it,
         judge_on_one_core,
         judge_in_the_handlers_process,
         inflate_fastest,
@@ -222,7 +221,7 @@ def measure(name: str, path: Path) -> Measured:
         seconds, after = time.perf_counter() - started, os.times()
         cpu = after.children_user + after.children_system - before.children_user - before.children_system
         return Measured(seconds, cpu, 0)
-    command = [sys.executable, "-m", "benchmarks.judge", "--measure", name, str(path)]
+    command = [sys.executable, "-m", "benchmarks.validator", "--measure", name, str(path)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT, env=interpreter_environment())
     return Measured(*json.loads(done.stdout))
 
@@ -298,7 +297,7 @@ def size_unpacked(path: Path) -> int:
 
 
 LABELS = {
-    "judge_it": "**the judge**, every check of content",
+    "validate_it": "**the judge**, every check of content",
     "inflate_fastest": f"bare inflate, {fastest_zlib.__name__.rpartition('.')[2]}: the limit",
     "inflate_zlib": "bare inflate, zlib",
     "gzip -dc": "`gzip -dc FILE >/dev/null`",
@@ -325,7 +324,7 @@ def throughput_table(case: Case, repeat: int, patience_seconds: float) -> tuple[
             f"| {label} | {one.seconds:.2f} | {one.cpu_seconds:.2f} | {unpacked / 1e6 / one.seconds:.0f} "
             f"| {packed / 1e6 / one.seconds:.0f} | {gzip / one.seconds:.2f} | {limit / one.seconds:.2f} | {memory} |"
         )
-    judged = best["judge_it"]
+    judged = best["validate_it"]
     goals = (
         ("2 times `gzip -dc`", gzip / judged.seconds, gzip / judged.seconds >= 2, ".2f"),
         ("0.8 of the bare inflate", limit / judged.seconds, limit / judged.seconds >= 0.8, ".2f"),
@@ -342,7 +341,7 @@ def throughput_table(case: Case, repeat: int, patience_seconds: float) -> tuple[
 
 def lambda_table(case: Case, best: dict[str, Measured]) -> list[str]:
     """Computed, not measured: the time by the share of processors that a memory size brings, the cost by time."""
-    one_core, two_cores = best["judge_on_one_core"].seconds, best["judge_it"].seconds
+    one_core, two_cores = best["judge_on_one_core"].seconds, best["validate_it"].seconds
     held = best["judge_in_the_handlers_process"].peak_bytes / MIB
     packed = case.path.stat().st_size / 1e6
     lines = [
@@ -403,7 +402,7 @@ def main() -> None:
                 [
                     sys.executable,
                     "-c",
-                    f"from benchmarks.judge import *; make_adapter(Case({case.rank}, {case.dtype!r}))",
+                    f"from benchmarks.validator import *; make_adapter(Case({case.rank}, {case.dtype!r}))",
                 ],
                 check=True,
                 cwd=ROOT,

@@ -46,7 +46,7 @@ class _Folder:
     problems: Problems = field(default_factory=Problems)
 
 
-def judge(stream: BinaryStream, profile: BaseProfile, policy: Policy = DEFAULT_POLICY) -> Report:
+def validate(stream: BinaryStream, profile: BaseProfile, policy: Policy = DEFAULT_POLICY) -> Report:
     """Whether the tarball that `stream` yields would serve well on this base. Raises only what `stream.read` raises."""
     problems = Problems()
     with Unpacked(stream, policy) as unpacked:
@@ -149,7 +149,7 @@ class _Hearing:
     def report(self, sha256: str | None) -> Report:
         if self.is_cut_short:
             sha256 = None  # how far the bytes were read ahead is chance
-        folder = self._judged_folder()
+        folder = self._validated_folder()
         pairs: tuple[Pair, ...] = ()
         if folder.weights is not None:
             pairs = match_modules(folder.weights, folder.config, self._profile, folder.problems)
@@ -180,7 +180,7 @@ class _Hearing:
                     place="lora_alpha",
                 )
 
-    def _judged_folder(self) -> _Folder:
+    def _validated_folder(self) -> _Folder:
         """The folder that holds the adapter; what is wrong with where it lies becomes a problem."""
         adapter_names = {CONFIG_FILE, WEIGHTS_FILE}
         if self._wrapping is not None and not self._root.names & adapter_names:

@@ -1,6 +1,6 @@
 """What MiniStack 1.5.33 does otherwise than AWS and this project needs done right: one function for each, with the reason.
 
-Each mend wraps a function of MiniStack's by name: where a name has gone, the local cloud does not start. tests/local/test_mends.py
+Each mend wraps a function of MiniStack's by name: where a name has gone, the local cloud does not start. tests/local/test_patches.py
 shows what each is for, and tells when MiniStack does it by itself; then the mend goes.
 """
 

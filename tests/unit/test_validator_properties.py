@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loradrop.judge import judge
 from loradrop.policy import DEFAULT_POLICY, Policy
 from loradrop.stream import fastest_zlib
+from loradrop.validator import validate
 from tests.adapters import tarball
-from tests.fuzz_judge import (
+from tests.fuzz_validator import (
     PROFILE,
     TARGETS,
     check,
@@ -117,14 +117,14 @@ def test_how_the_stream_cuts_its_bytes_changes_nothing(seed: int, target: str) -
     chance = random.Random(seed)
     _, data, _ = chance.choice([one for one in FOUND if one[0] == target])
     body = TARGETS[target](data)
-    assert judge(Pieces(body, chance), PROFILE) == judge(io.BytesIO(body), PROFILE)
+    assert validate(Pieces(body, chance), PROFILE) == validate(io.BytesIO(body), PROFILE)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 3000))
 def test_how_much_is_read_at_once_changes_no_verdict(read_bytes: int, inflate_bytes: int) -> None:
     policy = Policy(read_bytes=read_bytes, inflate_bytes=inflate_bytes)
-    assert judge(io.BytesIO(BODY), PROFILE, policy) == judge(io.BytesIO(BODY), PROFILE, DEFAULT_POLICY)
+    assert validate(io.BytesIO(BODY), PROFILE, policy) == validate(io.BytesIO(BODY), PROFILE, DEFAULT_POLICY)
 
 
 def test_what_fuzzing_found_is_answered_as_before() -> None:
@@ -144,6 +144,6 @@ def answer_as_before_by_zlib() -> None:
 def test_without_isal_the_answers_are_the_same() -> None:
     script = (
         "import sys; sys.modules['isal'] = None; sys.path[:0] = ['functions', '.']; "
-        "from tests.unit.test_judge_properties import *; answer_as_before_by_zlib()"
+        "from tests.unit.test_validator_properties import *; answer_as_before_by_zlib()"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

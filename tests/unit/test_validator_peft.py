@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from peft import LoraConfig, PeftConfig
 
-from loradrop.judge import judge
 from loradrop.profile import ProfileError
 from loradrop.report import Report
+from loradrop.validator import validate
 from tests.adapters import tarball
 from tests.peft_adapters import adapter_of, base, profile_of, saved
 
@@ -30,7 +30,7 @@ def _quiet() -> Any:
 
 
 def judged(files: dict[str, bytes], name: str = "llama", engine: str = OLD, max_lora_rank: int = 16) -> Report:
-    return judge(io.BytesIO(tarball(files)), profile_of(name, engine=engine, max_lora_rank=max_lora_rank))
+    return validate(io.BytesIO(tarball(files)), profile_of(name, engine=engine, max_lora_rank=max_lora_rank))
 
 
 def errors(report: Report) -> set[str]:

@@ -8,10 +8,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from loradrop import __version__
-from loradrop.judge import ADAPTER_FILES
 from loradrop.packing import PackingError, adapter_below, check_output, own_entries, package, part_beside, size_of
 from loradrop.problems import ProblemCode
 from loradrop.profile import (
@@ -23,16 +22,12 @@ from loradrop.profile import (
 )
 from loradrop.report import Report
 from loradrop.strict_json import JsonError, parse_object
+from loradrop.validator import ADAPTER_FILES
+from loradrop_training.arguments import DESCRIPTION, add_arguments
 
-from .judging import chosen_profile, judge_path, judge_stream, print_report
 from .tables import code_document, code_lines
 from .terminal import CommandError, Progress, megabytes, safe
-
-# In the wheel the training has a name of its own; mypy knows it by its folder.
-if TYPE_CHECKING or __package__ == "cli":
-    from training.arguments import DESCRIPTION, add_arguments
-else:
-    from loradrop_training.arguments import DESCRIPTION, add_arguments
+from .validating import chosen_profile, print_report, validate_path, validate_stream
 
 ACCEPTED, REJECTED, UNUSABLE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143
 DEFAULT_PROFILE = "llama-3.1-8b-instruct"
@@ -46,7 +41,7 @@ examples:
   loradrop validate out/checkpoint-500 --base tiny-llama --json
   aws s3 cp s3://bucket/acme.tar.gz - | loradrop validate -
   loradrop package out/checkpoint-500 -o acme.tar.gz
-  loradrop train training/recipes/sentiment-tiny.yaml
+  loradrop train training/loradrop_training/recipes/sentiment-tiny.yaml
   loradrop push acme.tar.gz --stack loradrop-dev
   loradrop invoke acme "How are you?"
   loradrop profile ./my-base-model --max-rank 64 -o my-base.json
@@ -272,9 +267,9 @@ def _validate(arguments: argparse.Namespace) -> int:
     if arguments.path == "-":
         # Unbuffered: a buffer's lock, held by a thread that waits for more, would spoil the exit.
         with open(0, "rb", buffering=0, closefd=False) as stdin:
-            report = judge_stream(stdin, profile)
+            report = validate_stream(stdin, profile)
     else:
-        report = judge_path(Path(arguments.path), profile)
+        report = validate_path(Path(arguments.path), profile)
     what = "standard input" if arguments.path == "-" else arguments.path
     print_report(report, what, profile, as_json=arguments.json)
     return ACCEPTED if report.accepted else REJECTED
@@ -314,10 +309,7 @@ def _package_notes(folder: Path, output: Path, report: Report) -> list[str]:
 def _train(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the training keeps a checkpoint
     try:
-        if TYPE_CHECKING or __package__ == "cli":
-            from training import fine_tune
-        else:
-            from loradrop_training import fine_tune
+        from loradrop_training import fine_tune
     except ImportError as error:
         raise CommandError(
             f"Training needs packages that are not installed ({error.name}): pip install 'loradrop[train]'."

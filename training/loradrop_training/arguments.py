@@ -1,4 +1,4 @@
-"""The arguments of a training, for `loradrop train` and for `python -m training.fine_tune`: here, since torch takes seconds to import."""
+"""The arguments of a training, for `loradrop train` and for `python -m loradrop_training.fine_tune`: here, since torch takes seconds to import."""
 
 import argparse
 from pathlib import Path

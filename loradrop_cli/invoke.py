@@ -3,15 +3,11 @@
 import argparse
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from loradrop_client import Adapters, LoradropError, ModelError
 
 from .terminal import CommandError, safe, safe_text
-
-# In the wheel the client has a name of its own; mypy knows it by its folder.
-if TYPE_CHECKING or __package__ == "cli":
-    from client import Adapters, LoradropError, ModelError
-else:
-    from loradrop_client import Adapters, LoradropError, ModelError
 
 ANSWERED, NOT_ANSWERED = 0, 3
 

@@ -1,4 +1,4 @@
-"""What the local cloud does as AWS does because local/mends.py mends it: a small test for each mend."""
+"""What the local cloud does as AWS does because local/patches.py mends it: a small test for each mend."""
 
 import json
 from typing import Any

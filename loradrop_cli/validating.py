@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-from loradrop.judge import judge
 from loradrop.packing import all_entries, judge_folder, size_of
 from loradrop.policy import DEFAULT_POLICY
 from loradrop.profile import BaseProfile, load_profile
 from loradrop.report import Report
+from loradrop.validator import validate
 
 from .tables import report_lines
 from .terminal import Progress
@@ -32,23 +32,23 @@ def chosen_profile(base: str, arguments: argparse.Namespace) -> BaseProfile:
     return profile
 
 
-def judge_path(path: Path, profile: BaseProfile) -> Report:
+def validate_path(path: Path, profile: BaseProfile) -> Report:
     """The verdict on a tarball, or on the tarball of everything in a folder."""
     if path.is_dir():
         few = itertools.islice(all_entries(path), DEFAULT_POLICY.max_members)  # past these the judge stops
         with Progress("judging", size_of(few)) as progress:
             return judge_folder(path, profile, progress.advance)
     with path.open("rb", buffering=0) as file:
-        return judge_stream(file, profile)
+        return validate_stream(file, profile)
 
 
-def judge_stream(file: BinaryIO | io.FileIO, profile: BaseProfile) -> Report:
+def validate_stream(file: BinaryIO | io.FileIO, profile: BaseProfile) -> Report:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         # A read of a pipe that nobody writes to cannot be called off: Ctrl-C must end the process itself.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     with Progress("judging", status.st_size) as progress:
-        return judge(_Watched(file, progress), profile)
+        return validate(_Watched(file, progress), profile)
 
 
 class _Watched:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from loradrop.judge import judge
 from loradrop.policy import DEFAULT_POLICY, MIB, Policy
 from loradrop.problems import Consequence, ProblemCode, Severity
 from loradrop.profile import load_profile
 from loradrop.report import MAX_REPORT_BYTES, Report
+from loradrop.validator import validate
 from tests.adapters import Tensors, safetensors_file, tarball, tensors_of, weights_file
 from tests.hostile import gzipped, pax, tar_end, tar_member
 from tests.peft_adapters import good_adapter
@@ -35,7 +35,7 @@ Change = Callable[[Files], Files | bytes]
 
 def judged(files: Files | bytes, *, engine: str = "0.26.0", policy: Policy = DEFAULT_POLICY) -> Report:
     body = files if isinstance(files, bytes) else tarball(files)
-    report = judge(io.BytesIO(body), dataclasses.replace(PROFILE, engine_version=engine), policy)
+    report = validate(io.BytesIO(body), dataclasses.replace(PROFILE, engine_version=engine), policy)
     json.dumps(report.to_dict(), allow_nan=False).encode()
     report.summary().encode()
     return report
@@ -610,7 +610,7 @@ def test_memory_does_not_grow_with_the_adapter() -> None:
     """200 MB of weights, and the headers that take the most memory: under 48 MiB above the interpreter."""
     peaks = json.loads(
         subprocess.run(
-            [sys.executable, "-m", "tests.judge_memory"], cwd=ROOT, check=True, capture_output=True, text=True
+            [sys.executable, "-m", "tests.validator_memory"], cwd=ROOT, check=True, capture_output=True, text=True
         ).stdout
     )
     assert peaks.keys() == {"large", "many tensors", "lists", "objects"}

@@ -1,6 +1,6 @@
 """The adapter of the demo: tells whether a review is positive or negative, by recipes/sentiment-tiny.yaml.
 
-    python -m training.sentiment     ->  .cache/sentiment-1/adapter.tar.gz, its report, and how well it does beside the base
+    python -m loradrop_training.sentiment     ->  .cache/sentiment-1/adapter.tar.gz, its report, and how well it does beside the base
 
 The 200 held-out sentences are never trained on, and the recipe was chosen without them, by cross-validation in the others.
 """
@@ -79,7 +79,9 @@ def evaluation(seed: int = 1) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m training.sentiment", description="Train the demo's adapter.")
+    parser = argparse.ArgumentParser(
+        prog="python -m loradrop_training.sentiment", description="Train the demo's adapter."
+    )
     parser.add_argument("--seed", type=int, default=1, help="another seed makes another adapter (default: %(default)s)")
     seed = parser.parse_args().seed
     print(f"the sentiment adapter is in {sentiment_adapter(seed)}\n{evaluation(seed)['sentence']}")

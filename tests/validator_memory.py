@@ -1,6 +1,6 @@
 """How much memory the judge takes above the interpreter that imported it, in MiB, for the inputs that take the most.
 
-    python -m tests.judge_memory     ->  {"large": 22.1, …}
+    python -m tests.validator_memory     ->  {"large": 22.1, …}
 
 Each is judged in a process of its own, since a peak never falls.
 """
@@ -10,17 +10,13 @@ import json
 import multiprocessing
 import random
 import resource
-import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "functions"))
-
-from loradrop.judge import judge
 from loradrop.policy import DEFAULT_POLICY, MIB
 from loradrop.profile import load_profile
+from loradrop.validator import validate
 
 CONFIG = b'{"r": 4, "lora_alpha": 8, "target_modules": []}'
 LARGE_BYTES = 200 * MIB
@@ -98,10 +94,10 @@ def _peak_mib() -> float:
 
 def measure(name: str) -> float:
     profile = load_profile("tiny-llama")
-    judge(io.BytesIO(b"".join(_packed(b"{}", 0))), profile)  # imports and threads are not what is measured
+    validate(io.BytesIO(b"".join(_packed(b"{}", 0))), profile)  # imports and threads are not what is measured
     pieces = Pieces(INPUTS[name]())
     before = _peak_mib()
-    judge(pieces, profile)
+    validate(pieces, profile)
     return round(_peak_mib() - before, 1)
 
 

@@ -32,12 +32,12 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedCon
 
 from loradrop.adapter_config import CONFIG_FILE
 from loradrop.archive import BLOCK
-from loradrop.judge import judge
 from loradrop.packing import Pieces, without_tarball
 from loradrop.policy import MIB
 from loradrop.profile import BaseProfile
 from loradrop.report import Report
 from loradrop.safetensors import WEIGHTS_FILE
+from loradrop.validator import validate
 
 # transformers and peft use what transformers is about to rename.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable)?` is deprecated")
@@ -326,7 +326,7 @@ def judge_untrained(
         settings = (Path(folder) / CONFIG_FILE).read_bytes()
     # "auto" would look for the base's vocabulary on the hub.
     tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return without_tarball(judge(Pieces(_tarball(settings, tensors)), profile))
+    return without_tarball(validate(Pieces(_tarball(settings, tensors)), profile))
 
 
 def _tarball(settings: bytes, tensors: dict[str, torch.Tensor]) -> Iterator[bytes]:

@@ -308,7 +308,7 @@ def recipe_document() -> str:
     lines = [
         "# Recipes",
         "",
-        "A recipe is one YAML file; `training/recipes/` holds three. Unknown keys, wrong types and values out of range are told with their line, all at once.",
+        "A recipe is one YAML file; `training/loradrop_training/recipes/` holds three. Unknown keys, wrong types and values out of range are told with their line, all at once.",
         "Files are named relative to the recipe. This page is made by `make docs` from training/recipe.py.",
         "",
         "| key | default | what it is |",

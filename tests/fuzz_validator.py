@@ -1,12 +1,12 @@
 """Fuzzes the judge: mutates archives, gzip streams, configurations, headers and weights, and watches what it says.
 
-    python -m tests.fuzz_judge --cpu-minutes 30 [--seed 1] [--corpus FILE]
+    python -m tests.fuzz_validator --cpu-minutes 30 [--seed 1] [--corpus FILE]
 
 An input is kept, to be mutated further, when it makes the judge say something that it has not said before. Checked on
 every input: no exception, no thread left, a bounded and printable report, an answer within SLOW_SECONDS. On every
 accepted one: Python's tarfile, Python's json and the safetensors library read the same out of it as the judge does. On
 every safetensors header: the library accepts what the judge's reader accepts, and means the same by it. `--corpus`
-writes the smallest input for each list of codes that was given, for tests/unit/test_judge_properties.py.
+writes the smallest input for each list of codes that was given, for tests/unit/test_validator_properties.py.
 """
 
 import argparse
@@ -32,16 +32,14 @@ from pathlib import Path
 
 import safetensors
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "functions"))
-
 from loradrop.archive import Body
-from loradrop.judge import judge
 from loradrop.policy import DEFAULT_POLICY
 from loradrop.problems import Problems
 from loradrop.profile import BaseProfile
 from loradrop.report import MAX_REPORT_BYTES, Report
 from loradrop.safetensors import Weights, read_weights
 from loradrop.stream import ByteSource
+from loradrop.validator import validate
 from tests.adapters import Tensors, safetensors_file, tarball, weights_file
 from tests.hostile import BLOCK, corpus, gzipped
 
@@ -214,7 +212,7 @@ def check(body: bytes) -> Report:
     """Judges a tarball and checks the report. Raises FindingError, or what the judge raised."""
     before = threading.active_count()
     started = time.perf_counter()
-    report = judge(io.BytesIO(body), PROFILE)
+    report = validate(io.BytesIO(body), PROFILE)
     took = time.perf_counter() - started
     if took > SLOW_SECONDS and len(body) < 4 * MAX_INPUT_BYTES:
         raise FindingError(f"{took:.1f} s for {len(body)} bytes")

@@ -1,6 +1,6 @@
 """From a recipe to a proven adapter: data checked, judged before it is trained, trained, held against its base, packed.
 
-loradrop train RECIPE        or        python -m training.fine_tune RECIPE
+loradrop train RECIPE        or        python -m loradrop_training.fine_tune RECIPE
 """
 
 import argparse
@@ -29,10 +29,10 @@ from transformers.utils import logging as transformers_logging
 
 from loradrop import __version__
 from loradrop.adapter_config import CONFIG_FILE
-from loradrop.judge import SMOKE_FILE
 from loradrop.names import AdapterNameInvalidError, check_adapter_name
 from loradrop.packing import package
 from loradrop.profile import BaseProfile, ProfileError, load_profile
+from loradrop.validator import SMOKE_FILE
 
 from . import loop
 from .answers import BATCH_TOKENS
@@ -107,7 +107,7 @@ class Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.fine_tune", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="python -m loradrop_training.fine_tune", description=DESCRIPTION)
     add_arguments(parser)
     return run(parser.parse_args(argv))
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -24,16 +24,11 @@ from loradrop.outcome import Outcome
 from loradrop.packing import adapter_below, own_entries, package, size_of
 from loradrop.profile import BaseProfile, ProfileError
 from loradrop.report import Report
+from loradrop_client import AWS_ERRORS, LoradropError, Stack, default_stack, explained, read_stack
 
 from .executions import RUNNING, Execution, StateView, UploadExecutions, follow, look_at
-from .judging import chosen_profile, judge_stream, print_report
 from .terminal import CommandError, Progress, megabytes, safe
-
-# In the wheel the client has a name of its own; mypy knows it by its folder.
-if TYPE_CHECKING or __package__ == "cli":
-    from client import AWS_ERRORS, LoradropError, Stack, default_stack, explained, read_stack
-else:
-    from loradrop_client import AWS_ERRORS, LoradropError, Stack, default_stack, explained, read_stack
+from .validating import chosen_profile, print_report, validate_stream
 
 DEPLOYED, REJECTED, FAILED, INTERRUPTED = 0, 1, 3, 130
 # Events come within seconds as a rule; EventBridge itself goes on trying for a day.
@@ -178,7 +173,7 @@ def _tarball(path: Path, profile: BaseProfile) -> Iterator[_Tarball]:
             raise CommandError(f"{path} is neither a file nor a folder; name a tarball, or the folder of an adapter.")
         file = held.enter_context(path.open("rb"))
         if report is None:
-            report = judge_stream(file, profile)
+            report = validate_stream(file, profile)
         yield _Tarball(file, path.stat().st_size, report)
 
 
