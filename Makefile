@@ -12,10 +12,18 @@ export TOKENIZERS_PARALLELISM := false
 
 PACKAGES := functions local training loradrop_cli loradrop_client benchmarks tests/local
 
-.PHONY: help setup demo local local-env test lint unit local-tests docs clean
+.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@echo
+	@echo 'The local cloud, by hand: start it in one shell,'
+	@echo
+	@echo '  make local PORT=$(PORT)'
+	@echo
+	@echo 'and point a second shell at it:'
+	@echo
+	@echo '  eval "$$(make -s local-env PORT=$(PORT))"'
 
 setup: $(VENV)/.installed $(TOOLS)/sam/.installed $(TOOLS)/aws/.installed ## Make the environments (.venv, .tools)
 
@@ -26,11 +34,11 @@ local: setup ## Start the local cloud and keep it running
 	@$(BIN)/python -m loradrop_training.sentiment
 	@$(BIN)/python -m local --port $(PORT)
 
-local-env: ## Print what a second shell needs: eval "$$(make -s local-env)"
+local-env: ## Print the settings that point a shell at the local cloud
 	@echo 'export AWS_ENDPOINT_URL=http://localhost:$(PORT) AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1 SAM_CLI_TELEMETRY=0'
 	@echo 'export PATH="$(CURDIR)/$(VENV)/bin:$(CURDIR)/$(TOOLS)/sam/bin:$(CURDIR)/$(TOOLS)/aws/bin:$$PATH"'
 
-test: lint unit local-tests ## Run all that CI runs
+test: lint unit protocol-tests local-tests ## Run all that CI runs
 
 lint: setup ## Style, types and the template
 	@echo "== lint"
@@ -43,6 +51,13 @@ lint: setup ## Style, types and the template
 unit: setup ## Unit tests: no network, no local cloud
 	@echo "== unit tests"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -q -n auto --maxprocesses 4 --dist loadfile
+
+protocol-tests: setup ## The deployment protocol, explored for a minute or two
+	@echo "== the deployment protocol"
+	$(BIN)/python -m pytest tests/protocol -q -n 2 --dist load
+
+protocol: setup ## The deployment protocol, explored for hours: docs/protocol.md
+	PYTHONPATH=functions:. $(BIN)/python -m tests.protocol
 
 local-tests: setup ## The stack, deployed by sam on the local cloud
 	@echo "== the stack on the local cloud"

@@ -25,7 +25,6 @@ CREATE_SECONDS = 10.0
 TRANSITION_DOLLARS = 0.025 / 1000  # Step Functions Standard
 GB_SECOND_DOLLARS = 0.0000133334  # Lambda, arm64
 DEADLINE_SECONDS = 120.0
-FUNCTION_OF_STATE = {"ReportDeployment": "ReportOutcomeFunction"}  # where it is not <state>Function
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Deployment:
 
 
 def memory_gb(state: str) -> float:
-    function = TEMPLATE["Resources"][FUNCTION_OF_STATE.get(state, f"{state}Function")]["Properties"]
+    function = TEMPLATE["Resources"][f"{state}Function"]["Properties"]
     return float(function.get("MemorySize", TEMPLATE["Globals"]["Function"]["MemorySize"])) / 1024
 
 

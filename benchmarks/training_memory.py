@@ -1,4 +1,4 @@
-"""What training/estimate.py says before a training, beside what one then takes: memory and seconds of a step, on a CPU.
+"""What estimate.py says before a training, beside what the training takes: memory and seconds of a step, on a CPU.
 
     python -m benchmarks.training_memory          a few minutes -> a table in Markdown
 
@@ -23,7 +23,8 @@ import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
 
-from loradrop_training.estimate import Step, estimate_memory, estimate_seconds, flops_per_second, return_freed_memory  # noqa: E402
+from loradrop_training.device import flops_per_second, return_freed_memory  # noqa: E402
+from loradrop_training.estimate import Step, estimate_memory, estimate_seconds  # noqa: E402
 from loradrop_training.examples import IGNORED, Batch, answer_loss  # noqa: E402
 
 STEPS = 3
@@ -142,7 +143,7 @@ def table(cases: tuple[Case, ...]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Hold the dry run's estimates against measurements.")
+    parser = argparse.ArgumentParser(description="Compare the dry run's estimates with measurements.")
     parser.add_argument("--measure", metavar="CASE", help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=STEPS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -152,7 +153,7 @@ def main() -> None:
         return
     print(
         f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}; a step of {EXAMPLES} examples "
-        f"of {LONGEST} tokens, {ANSWER_TOKENS} of each learnt; the fastest of {STEPS} steps.\n"
+        f"of {LONGEST} tokens, {ANSWER_TOKENS} of each trained on; the fastest of {STEPS} steps.\n"
     )
     for line in table(CASES + MORE_CASES + KEEPING_CASES):
         print(line, flush=True)

@@ -1,4 +1,4 @@
-"""How fast and how small the judge is, beside gzip, bare inflate, and extract-and-load; what that means for the Lambda.
+"""How fast and how small the validator is, beside gzip, bare inflate, and extract-and-load; what that means for the Lambda.
 
     python -m benchmarks.validator              about ten minutes the first time: it makes adapters of 84 and 671 MB
     python -m benchmarks.validator --repeat 20 --patience 30    on a machine that others use too
@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".cache" / "bench"
 
+from loradrop import rendering  # noqa: E402
 from loradrop.profile import load_profile  # noqa: E402
 from loradrop.stream import fastest_zlib  # noqa: E402
 
@@ -133,15 +134,15 @@ def validate_it(path: Path) -> Iterator[None]:
     with path.open("rb", buffering=0) as file:
         report = validate(file, PROFILE)
     if not report.accepted:
-        raise SystemExit(report.summary())
+        raise SystemExit(rendering.plain(report.problems, report.warnings))
 
 
-def judge_on_one_core(path: Path) -> Iterator[None]:
+def validate_on_one_core(path: Path) -> Iterator[None]:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     yield from validate_it(path)
 
 
-def judge_in_the_handlers_process(path: Path) -> Iterator[None]:
+def validate_in_the_handlers_process(path: Path) -> Iterator[None]:
     os.environ |= HANDLER_SETTINGS
     importlib.import_module("validate_adapter")
     yield from validate_it(path)
@@ -190,8 +191,8 @@ CONTENDERS: dict[str, Callable[[Path], Iterator[None]]] = {
     function.__name__: function
     for function in (
         validate_it,
-        judge_on_one_core,
-        judge_in_the_handlers_process,
+        validate_on_one_core,
+        validate_in_the_handlers_process,
         inflate_fastest,
         inflate_zlib,
         extract_and_load,
@@ -297,7 +298,7 @@ def size_unpacked(path: Path) -> int:
 
 
 LABELS = {
-    "validate_it": "**the judge**, every check of content",
+    "validate_it": "**the validator**, every check of content",
     "inflate_fastest": f"bare inflate, {fastest_zlib.__name__.rpartition('.')[2]}: the limit",
     "inflate_zlib": "bare inflate, zlib",
     "gzip -dc": "`gzip -dc FILE >/dev/null`",
@@ -308,7 +309,7 @@ LABELS = {
 def throughput_table(case: Case, repeat: int, patience_seconds: float) -> tuple[list[str], dict[str, Measured]]:
     path = case.path
     unpacked, packed = size_unpacked(path), path.stat().st_size
-    names = [*LABELS, "judge_on_one_core", "judge_in_the_handlers_process", "nothing"]
+    names = [*LABELS, "validate_on_one_core", "validate_in_the_handlers_process", "nothing"]
     best = best_of(names, path, repeat, patience_seconds)
     limit, gzip, bare = best["inflate_fastest"].seconds, best["gzip -dc"].seconds, best["nothing"].peak_bytes
     lines = [
@@ -324,11 +325,11 @@ def throughput_table(case: Case, repeat: int, patience_seconds: float) -> tuple[
             f"| {label} | {one.seconds:.2f} | {one.cpu_seconds:.2f} | {unpacked / 1e6 / one.seconds:.0f} "
             f"| {packed / 1e6 / one.seconds:.0f} | {gzip / one.seconds:.2f} | {limit / one.seconds:.2f} | {memory} |"
         )
-    judged = best["validate_it"]
+    validated = best["validate_it"]
     goals = (
-        ("2 times `gzip -dc`", gzip / judged.seconds, gzip / judged.seconds >= 2, ".2f"),
-        ("0.8 of the bare inflate", limit / judged.seconds, limit / judged.seconds >= 0.8, ".2f"),
-        ("at most 48 MiB", (judged.peak_bytes - bare) / MIB, judged.peak_bytes - bare <= 48 * MIB, ".1f"),
+        ("2 times `gzip -dc`", gzip / validated.seconds, gzip / validated.seconds >= 2, ".2f"),
+        ("0.8 of the bare inflate", limit / validated.seconds, limit / validated.seconds >= 0.8, ".2f"),
+        ("at most 48 MiB", (validated.peak_bytes - bare) / MIB, validated.peak_bytes - bare <= 48 * MIB, ".1f"),
     )
     lines += [
         "",
@@ -341,8 +342,8 @@ def throughput_table(case: Case, repeat: int, patience_seconds: float) -> tuple[
 
 def lambda_table(case: Case, best: dict[str, Measured]) -> list[str]:
     """Computed, not measured: the time by the share of processors that a memory size brings, the cost by time."""
-    one_core, two_cores = best["judge_on_one_core"].seconds, best["validate_it"].seconds
-    held = best["judge_in_the_handlers_process"].peak_bytes / MIB
+    one_core, two_cores = best["validate_on_one_core"].seconds, best["validate_it"].seconds
+    held = best["validate_in_the_handlers_process"].peak_bytes / MIB
     packed = case.path.stat().st_size / 1e6
     lines = [
         f"r={case.rank}, {case.dtype}: {one_core:.2f} s on one core, {two_cores:.2f} s on two, "
@@ -383,7 +384,7 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the judge.", epilog=__doc__)
+    parser = argparse.ArgumentParser(description="Measure the validator.", epilog=__doc__)
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="tries of each (%(default)s)")
     parser.add_argument(
         "--patience", type=float, default=0, metavar="SECONDS", help="wait so long for idle processors before each try"

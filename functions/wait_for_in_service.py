@@ -1,11 +1,14 @@
-"""WaitForInService: one look at the component, and when to look again."""
+"""WaitForInService: poll the component once, and say when to poll again."""
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import components
+from aws import components
+from aws.faults import ComponentFailed, ComponentNotInServiceInTime
+from aws.runtime import logger, setting
+from loradrop.deployment import Deployment
 from loradrop.polling import next_poll_seconds
-from runtime import ComponentFailed, ComponentNotInServiceInTime, logger, setting
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -15,26 +18,32 @@ deadline_seconds = int(setting("IN_SERVICE_DEADLINE_SECONDS"))
 
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
-    """{component: name, since: Unix seconds} → {status, waited_seconds, next_look_seconds}.
+    """{deployment} → the deployment with its component's status and the seconds until the next poll.
 
-    Raises ComponentFailed with SageMaker's reason, and ComponentNotInServiceInTime past the deadline.
+    Raises ComponentFailed with SageMaker's reason, ComponentNotInServiceInTime past the deadline, and Throttled.
     """
-    name = event["component"]
-    waited_seconds = time.time() - event["since"]
-    found = components.describe(name)
+    deployment = Deployment.from_dict(event["deployment"])
+    component = deployment.component
+    if component is None:
+        raise ValueError("There is no component to wait for.")
+    waited_seconds = max(0.0, time.time() - component.since)
+    found = components.describe(component.name)
     if found is None:
-        raise ComponentFailed(f"The component {name} was deleted by somebody while it was being created.")
+        raise ComponentFailed(f"The component {component.name} was deleted by somebody while it was being created.")
     status = found.get("InferenceComponentStatus", "Creating")
     if status in ("Failed", "Deleting"):
-        raise ComponentFailed(f"The component {name} is {status}: {found.get('FailureReason', 'no reason given')}")
+        reason = found.get("FailureReason", "no reason given")
+        raise ComponentFailed(f"The component {component.name} is {status}: {reason}")
     if status != "InService" and waited_seconds >= deadline_seconds:
         raise ComponentNotInServiceInTime(
-            f"The component {name} is still {status} after {waited_seconds:.0f} s; the deadline is "
-            f"{deadline_seconds} s (parameter InServiceDeadlineSeconds). Look at the endpoint's CloudWatch log."
+            f"The component {component.name} is still {status} after {waited_seconds:.0f} s; the deadline is "
+            f"{deadline_seconds} s (parameter InServiceDeadlineSeconds). Read the endpoint's log in CloudWatch."
         )
-    logger.info("component looked at", component=name, status=status, waited_seconds=round(waited_seconds, 1))
-    return {
-        "status": status,
-        "waited_seconds": round(waited_seconds, 1),
-        "next_look_seconds": next_poll_seconds(waited_seconds, deadline_seconds),
-    }
+    logger.info("component polled", component=component.name, status=status, waited_seconds=round(waited_seconds, 1))
+    polled = replace(
+        component,
+        status=status,
+        waited_seconds=round(waited_seconds, 1),
+        next_poll_seconds=next_poll_seconds(waited_seconds, deadline_seconds),
+    )
+    return deployment.having(component=polled).to_dict()

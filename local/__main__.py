@@ -24,6 +24,21 @@ ACCOUNT = "000000000000"
 # How long requests that are under way may take to end once the end is asked for.
 GRACE_SECONDS = 2.0
 MIN_MEMORY_FOLDER_BYTES = 2 << 30
+# What takes no time in a unit test and takes time on AWS.
+BEHAVIOUR = {"seconds_to_delete": 2.0}
+# Lambdas that may run at once, LAMBDA_ACCOUNT_CONCURRENCY if that is set: each is a process of some 50 MB. A new account of AWS's has 10.
+LAMBDA_CONCURRENCY = 16
+
+NEXT = """
+Ctrl-C ends it, and all that was deployed on it. In a second shell:
+
+  eval "$(make -s local-env PORT={port})"
+  sam build
+  sam deploy --config-env local
+
+  loradrop push .cache/sentiment-1/adapter.tar.gz --name acme --stack loradrop-local
+  loradrop invoke acme "Is this review positive or negative? Great cake." --stack loradrop-local
+"""
 
 
 def main() -> int:
@@ -31,12 +46,14 @@ def main() -> int:
     try:
         listener = _listen(options.port)
     except OSError as error:
-        print(f"loradrop: cannot listen on {HOST}:{options.port}: {error.strerror}. {_advice(error)}", file=sys.stderr)
+        print(f"loradrop: cannot listen on {HOST}:{options.port}: {error.strerror}.\n{_advice(error)}", file=sys.stderr)
         return 1
     if options.engine == "tiny" and not (options.base / "config.json").is_file():
         print(
-            f"loradrop: there is no model in {options.base}. Make it: python -m loradrop_training.tiny_base "
-            "(or start with --engine stand-in, which needs none)",
+            f"loradrop: there is no model in {options.base}. Make it:\n"
+            "  python -m loradrop_training.tiny\n"
+            "or start without a model:\n"
+            "  python -m local --engine stand-in",
             file=sys.stderr,
         )
         return 1
@@ -55,11 +72,9 @@ def main() -> int:
 
 
 def _advice(error: OSError) -> str:
-    """What to do about a port that is not to be had."""
-    choose = "choose another port, or any free one: python -m local --port 0"
-    if error.errno == errno.EADDRINUSE:
-        return f"Another local cloud, or another program, has this port. End it, or {choose}"
-    return choose.capitalize()
+    """What to do about a port that cannot be used."""
+    taken = "Another local cloud, or another program, uses this port: end it, or take any free one:"
+    return f"{taken if error.errno == errno.EADDRINUSE else 'Take another port, or any free one:'}\n  python -m local --port 0"
 
 
 def _options() -> argparse.Namespace:
@@ -156,6 +171,7 @@ def _set_environment(port: int, state: Path, *, auth: bool, wait_scale: float) -
         AWS_REGION=REGION,
         AWS_EC2_METADATA_DISABLED="true",
         TMPDIR=str(state),
+        LAMBDA_ACCOUNT_CONCURRENCY=os.environ.get("LAMBDA_ACCOUNT_CONCURRENCY", str(LAMBDA_CONCURRENCY)),
         LOG_LEVEL=os.environ.get("LOG_LEVEL", "WARNING"),
     )
     tempfile.tempdir = str(state)
@@ -166,13 +182,14 @@ async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
 
-    from . import patches
+    from . import faults, patches
+    from .engines.stand_in import StandInEngine
     from .front import Front, s3_client_of_role
     from .hosting import CONTROL, SERVING
-    from .hosting.stand_in import StandInEngine
 
+    faults.apply()  # first: what it answers for a dead Lambda, the patches name
     patches.apply()
-    CONTROL.change(**options.behaviour)
+    CONTROL.change(**BEHAVIOUR | options.behaviour)
     s3_client = s3_client_of_role if options.auth else None
     SERVING.serve_with(StandInEngine if options.engine == "stand-in" else _tiny_engine(options.base), s3_client)
 
@@ -193,6 +210,8 @@ async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
     port = listener.getsockname()[1]
     await _await_answer(port, server)
     print(f"loradrop local cloud ready on http://{HOST}:{port}", flush=True)
+    if not options.until_stdin_closes:  # a person started it
+        print(NEXT.format(port=port), flush=True)
     await asyncio.wait({server, asyncio.create_task(ended.wait())}, return_when=asyncio.FIRST_COMPLETED)
     front.close()
     await asyncio.wait({server}, timeout=GRACE_SECONDS)
@@ -200,7 +219,7 @@ async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
 
 def _tiny_engine(base: Path) -> Any:
     def load() -> Any:
-        from .engine import Engine  # torch, which takes seconds to import and is not always wanted
+        from .engines.llama import Engine  # torch, which takes seconds to import and is not always wanted
 
         return Engine(base)
 

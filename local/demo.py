@@ -1,6 +1,6 @@
 """`make demo`: watch an adapter tarball become a live, proven component, and a wrong one be refused.
 
-Everything that is typed here can be typed by hand: the README's "By hand" has the same commands.
+Every command that it shows can be typed by hand, on the cloud that `make local` keeps running.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loradrop_cli.executions import RUNNING, Execution, StateView, follow, look_at
+from loradrop_cli.executions import RUNNING, Execution, StateView, follow, read_execution
 from loradrop_training.sentiment import LABELS, MAX_NEW_TOKENS, held_out, sentiment_adapter
 
 from .cloud import REPOSITORY, LocalCloud
@@ -59,7 +59,7 @@ def main() -> int:
 
 NEXT = """
 What to try next:
-  make local            the same cloud, kept running; the README's "By hand" goes on from there
+  make local            the same cloud, kept running; it says how to go on
   make test             all that CI runs
   README.md             deploying to AWS, invoking an adapter from Python"""
 
@@ -106,7 +106,8 @@ def _build_adapter() -> Path:
     adapter = sentiment_adapter()
     size = adapter.stat().st_size / 1000
     console.print(
-        f"   {adapter.relative_to(REPOSITORY)}: tells positive from negative reviews, {size:,.0f} kB", soft_wrap=True
+        f"   {adapter.relative_to(REPOSITORY)}: classifies reviews as positive or negative, {size:,.0f} kB",
+        soft_wrap=True,
     )
     return adapter.relative_to(REPOSITORY)
 
@@ -190,7 +191,7 @@ def _watch(stack: Stack, execution: str) -> Execution:
     """Show the execution's states as they happen, until it ends."""
     console.print(f"   DeployAdapter, execution {execution.rpartition(':')[2]}", soft_wrap=True)
     ended = follow(
-        lambda: look_at(stack.states, execution),
+        lambda: read_execution(stack.states, execution),
         StateView(sys.stdout, indent="   "),
         deadline=time.monotonic() + EXECUTION_DEADLINE_SECONDS,
         poll_seconds=POLL_SECONDS,

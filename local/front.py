@@ -1,7 +1,7 @@
 """The front of the local cloud: one ASGI application on one port.
 
 SageMaker's calls go to the hosting emulator, everything else to MiniStack. Both see the same credentials and the same IAM policies:
-a SageMaker call is judged by MiniStack's own evaluation before it is answered.
+a SageMaker call is authorized by MiniStack's own evaluation before it is answered.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from ministack.core import iam_actions, iam_evaluator, responses, router
 from ministack.services import sts
 from moto.core.botocore_stubber import BotocoreStubber
 
+from . import faults
 from .hosting import CONTROL, hosting_backend
 from .hosting.behaviour import changes_in
 from .hosting.responses import invoke
@@ -55,10 +56,29 @@ class Front:
             await ministack.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        invocation = INVOCATION.fullmatch(scope["path"])
         if scope["path"] == BEHAVIOUR_PATH:
             await self._behaviour(scope, receive, send)
-        elif invocation and "/sagemaker/" in headers.get("authorization", ""):
+            return
+        invocation = faults.invocation_of(headers) if faults.PROCESS_HEADER in headers else None
+        if invocation is None and not CONTROL.behaviour.refusals:
+            await self._route(scope, headers, receive, send)
+            return
+        body = await _whole(receive)
+        dies = invocation is not None and faults.dies_with_this_call(invocation)
+        query = parse_qs(scope.get("query_string", b"").decode(), keep_blank_values=True)
+        action = faults.action_of(scope["method"], scope["path"], query, headers, body)
+        refusal = CONTROL.take_refusal(action, invocation.function if invocation else "")
+        loses_answer = dies or (refusal is not None and refusal.carried_out)
+        if refusal is None or loses_answer:
+            await self._route(scope, headers, _replayed(body), _discard if loses_answer else send)
+        if invocation is not None and dies:
+            faults.end(invocation)
+        elif refusal is not None:
+            await _send(send, *faults.answer(refusal, action, headers))
+
+    async def _route(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
+        invocation = INVOCATION.fullmatch(scope["path"])
+        if invocation and "/sagemaker/" in headers.get("authorization", ""):
             await self._invoke(invocation, scope, headers, receive, send)
         elif headers.get("x-amz-target", "").split(".")[0] in MOTO_HOSTS:
             await self._call(scope, headers, receive, send)
@@ -138,10 +158,11 @@ class Front:
         request_id = str(uuid.uuid4())
         key = router.extract_access_key_id(headers, {})
         backend = hosting_backend(responses.get_account_id(), region)
-        for action, resource in wanted:
-            tags = {f"aws:ResourceTag/{name}": value for name, value in backend.tags_of_component(resource).items()}
+        for permission in wanted:
+            action, resource = permission.action, permission.resource
+            tags = {f"aws:ResourceTag/{name}": value for name, value in backend.tags_of(resource).items()}
             denied = iam_evaluator.enforce(
-                key, action, "sagemaker", region, resource_arn=resource, service_context=tags
+                key, action, "sagemaker", region, resource_arn=resource, service_context=tags | dict(permission.keys)
             )
             if isinstance(denied, iam_evaluator.AuthError):
                 refusal: tuple[int, dict[str, str], bytes] = ministack._credential_failure(
@@ -154,7 +175,7 @@ class Front:
                 return _access_denied(message, is_json_1_1="x-amz-target" in headers)
         return None
 
-    # The knobs
+    # The behaviour
 
     async def _behaviour(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, content = 200, CONTROL.behaviour.to_dict()
@@ -171,6 +192,31 @@ class Front:
     def close(self) -> None:
         for pool in (self._calls, self._invocations):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def _whole(receive: Receive) -> bytes:
+    """The body as it was sent: one in AWS's chunks stays so."""
+    chunks: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+def _replayed(body: bytes) -> Receive:
+    """A body that was read, to be read once more."""
+    messages = iter(({"type": "http.request", "body": body, "more_body": False},))
+
+    async def receive() -> dict[str, Any]:
+        return next(messages, {"type": "http.disconnect"})
+
+    return receive
+
+
+async def _discard(_message: dict[str, Any]) -> None:
+    """An answer that nobody gets."""
 
 
 def s3_client_of_role(role_arn: str | None, region: str) -> Any:

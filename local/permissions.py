@@ -5,10 +5,18 @@ any of them asks for: a policy that passes here passes there.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-Permission = tuple[str, str]
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    action: str
+    resource: str
+    # The condition keys that come of the request.
+    keys: Mapping[str, str | list[str]] = field(default_factory=dict)
+
 
 KINDS = {
     "EndpointConfig": "endpoint-config",
@@ -23,22 +31,30 @@ ON_TAGS = ("AddTags", "DeleteTags", "ListTags")
 
 
 def permissions_to_call(operation: str, request: dict[str, Any], region: str, account: str) -> Iterator[Permission]:
-    action = f"sagemaker:{operation}"
+    action, tags = f"sagemaker:{operation}", _tag_keys(request)
     match = ON_ONE_RESOURCE.fullmatch(operation)
     if operation in ON_TAGS:
-        yield action, str(request.get("ResourceArn", "*"))
+        yield Permission(action, str(request.get("ResourceArn", "*")), tags)
         return
     if match is None:
-        yield action, "*"
+        yield Permission(action, "*")
         return
     own = _arn(match[2], request, region, account)
-    yield action, own
+    yield Permission(action, own, tags)
     if operation == "CreateInferenceComponent":
-        yield action, _arn("Endpoint", request, region, account)
+        yield Permission(action, _arn("Endpoint", request, region, account), tags)
     elif operation in ("CreateEndpoint", "UpdateEndpoint"):
-        yield action, _arn("EndpointConfig", request, region, account)
+        yield Permission(action, _arn("EndpointConfig", request, region, account), tags)
     if match[1] == "Create" and request.get("Tags"):
-        yield "sagemaker:AddTags", own
+        # Only tags of a creation have this key; an AddTags call has none.
+        yield Permission("sagemaker:AddTags", own, tags | {"sagemaker:TaggingAction": operation})
+
+
+def _tag_keys(request: dict[str, Any]) -> dict[str, str | list[str]]:
+    tags = [tag for tag in request.get("Tags") or [] if isinstance(tag, dict)]
+    named = [str(tag.get("Key", "")) for tag in tags] + [str(key) for key in request.get("TagKeys") or []]
+    keys: dict[str, str | list[str]] = {f"aws:RequestTag/{tag.get('Key')}": str(tag.get("Value", "")) for tag in tags}
+    return keys | ({"aws:TagKeys": named} if named else {})
 
 
 def permissions_to_invoke(
@@ -53,7 +69,7 @@ def permissions_to_invoke(
         *(["sagemaker:InvokeEndpointWithResponseStream"] if is_streamed else []),
     ):
         for resource in resources:
-            yield action, resource
+            yield Permission(action, resource)
 
 
 def _arn(kind: str, request: dict[str, Any], region: str, account: str) -> str:

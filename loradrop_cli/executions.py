@@ -12,19 +12,19 @@ from .terminal import painted, safe
 if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient
 
-# The loop around WaitForInService, of which the view shows one line.
-LOOPED = ("IsComponentInService", "WaitForNextLook")
+# Kinds of states that take part in how an execution goes on, but do nothing that a person would wait for.
+_QUIET = ("ChoiceStateEntered", "WaitStateEntered", "PassStateEntered")
 RUNNING = "RUNNING"
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A state that the execution entered; times are seconds since its start. `looks` counts a loop's rounds."""
+    """A state that the execution entered; times are seconds since its start. `polls` counts a loop's rounds."""
 
     state: str
     entered: float
     left: float | None
-    looks: int = 1
+    polls: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class UploadExecutions:
     def __init__(self, states: "SFNClient", machine: str) -> None:
         self._states, self._machine = states, machine
         newest = states.list_executions(stateMachineArn=machine, maxResults=1)["executions"]
-        # By AWS's clock: what is older than this need not be looked at, however many executions there are.
+        # By AWS's clock: older ones need not be read, however many there are.
         self._since: datetime | None = newest[0]["startDate"] if newest else None
         self._versions: dict[str, str | None] = {}
 
@@ -78,8 +78,8 @@ class UploadExecutions:
         return version
 
 
-def look_at(states: "SFNClient", arn: str) -> Execution:
-    """The execution now, with its states in the order in which they were entered."""
+def read_execution(states: "SFNClient", arn: str) -> Execution:
+    """The execution now, with its states in the order in which they were entered: those that work, and the last."""
     described = states.describe_execution(executionArn=arn)
     started = described["startDate"].timestamp()
     is_running = described["status"] == RUNNING
@@ -90,10 +90,10 @@ def look_at(states: "SFNClient", arn: str) -> Execution:
     )
     for event in (event for page in pages for event in page["events"]):
         name = event.get("stateEnteredEventDetails", {}).get("name")
-        if name is None or (steps and name in LOOPED):
+        if name is None or event["type"] in _QUIET:
             continue
         if steps and steps[-1].state == name:
-            steps[-1] = replace(steps[-1], looks=steps[-1].looks + 1)
+            steps[-1] = replace(steps[-1], polls=steps[-1].polls + 1)
             continue
         at = event["timestamp"].timestamp() - started
         if steps:
@@ -146,15 +146,15 @@ class StateView:
         seconds = (execution.seconds if step.left is None else step.left) - step.entered
         is_bad_end = step is execution.steps[-1] and execution.status not in (RUNNING, "SUCCEEDED")
         mark, colour = ("▸", "bold") if step.left is None else ("✗", "red") if is_bad_end else ("✓", "green")
-        looks = f", {step.looks} looks" if step.looks > 1 else ""
+        polls = f", {step.polls} polls" if step.polls > 1 else ""
         state = painted(f"{mark} {safe(step.state):<22}", colour, self._stream)
         return (
-            f"{self._indent}  {step.entered:5.1f} s  {state} {painted(f'{seconds:5.1f} s{looks}', 'dim', self._stream)}"
+            f"{self._indent}  {step.entered:5.1f} s  {state} {painted(f'{seconds:5.1f} s{polls}', 'dim', self._stream)}"
         )
 
 
 def follow(
-    look: Callable[[], Execution],
+    read: Callable[[], Execution],
     view: StateView,
     *,
     deadline: float,
@@ -165,7 +165,7 @@ def follow(
     """Shows the execution until it ends, or until `deadline` on the clock: then it comes back still running."""
     try:
         while True:
-            now = look()
+            now = read()
             view.show(now)
             if now.status != RUNNING:
                 view.conclude(now)

@@ -1,4 +1,4 @@
-"""`loradrop invoke`: ask an adapter that is live."""
+"""`loradrop invoke`: send a prompt to a live adapter."""
 
 import argparse
 import sys
@@ -7,27 +7,30 @@ from typing import Any
 
 from loradrop_client import Adapters, LoradropError, ModelError
 
-from .terminal import CommandError, safe, safe_text
-
-ANSWERED, NOT_ANSWERED = 0, 3
+from .exit_codes import ExitCode
+from .terminal import CommandError, Progress, safe, safe_text
 
 
 def invoke(arguments: argparse.Namespace) -> int:
-    """The exit code. Raises CommandError where the adapter could not be asked."""
+    """The exit code. Raises CommandError if the adapter cannot be invoked."""
     is_streamed = sys.stdout.isatty() if arguments.stream is None else arguments.stream
     request = _request(arguments)
     try:
         adapters = Adapters.of_stack(arguments.stack)
         if is_streamed:
-            _print(adapters.stream(arguments.adapter, request))
+            with Progress(f"waiting for {safe(arguments.adapter)}"):
+                pieces = adapters.stream(arguments.adapter, request)
+            _print(pieces)
         else:
-            _print([adapters.chat(arguments.adapter, request)])
+            with Progress(f"waiting for {safe(arguments.adapter)}"):
+                answer = adapters.chat(arguments.adapter, request)
+            _print([answer])
     except ModelError as error:
         print(f"loradrop: {safe(str(error))}", file=sys.stderr)
-        return NOT_ANSWERED
+        return ExitCode.FAILED
     except LoradropError as error:
         raise CommandError(str(error)) from error
-    return ANSWERED
+    return ExitCode.DONE
 
 
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -37,11 +40,11 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
         if any("\ud800" <= character <= "\udfff" for character in given):  # as Python holds bytes of the command line
             raise CommandError("The text is not UTF-8.")
     if not text.strip():
-        raise CommandError("There is nothing to ask: the text is empty.")
+        raise CommandError("The text is empty.")
     sampling = {} if arguments.temperature is None else {"temperature": arguments.temperature}
     if arguments.raw:
         if arguments.system is not None:
-            raise CommandError("--system goes with a chat message; in a whole prompt (--raw) write it yourself.")
+            raise CommandError("--system does not go with --raw: put the system message into the prompt.")
         return {"inputs": text, "parameters": {"max_new_tokens": arguments.max_tokens, **sampling}}
     messages = [{"role": "user", "content": text}]
     if arguments.system is not None:
@@ -51,7 +54,7 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _stdin() -> str:
     if sys.stdin is None:  # the caller closed it
-        raise CommandError("Standard input is closed; there is nothing to read the text from.")
+        raise CommandError("Standard input is closed, so the text cannot be read from it.")
     try:
         return sys.stdin.buffer.read().decode()  # whatever the locale says
     except UnicodeDecodeError as error:

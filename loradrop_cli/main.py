@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,16 +21,16 @@ from loradrop.profile import (
     profile_from_config,
     shipped_profiles,
 )
-from loradrop.report import Report
 from loradrop.strict_json import JsonError, parse_object
+from loradrop.validation_report import ValidationReport
 from loradrop.validator import ADAPTER_FILES
-from loradrop_training.arguments import DESCRIPTION, add_arguments
+from loradrop_training.arguments import DESCRIPTION, RECIPE_DESCRIPTION, add_arguments, add_recipe_arguments
 
-from .tables import code_document, code_lines
-from .terminal import CommandError, Progress, megabytes, safe
-from .validating import chosen_profile, print_report, validate_path, validate_stream
+from .exit_codes import ExitCode, exit_codes_help
+from .tables import code_document, code_lines, print_report
+from .terminal import CommandError, Progress, megabytes, safe, safe_text
+from .validating import ProfileChoice, validate_path, validate_stream
 
-ACCEPTED, REJECTED, UNUSABLE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 0, 1, 2, 130, 141, 143
 DEFAULT_PROFILE = "llama-3.1-8b-instruct"
 MAX_MODEL_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_LISTED_NAMES = 8
@@ -41,42 +42,27 @@ examples:
   loradrop validate out/checkpoint-500 --base tiny-llama --json
   aws s3 cp s3://bucket/acme.tar.gz - | loradrop validate -
   loradrop package out/checkpoint-500 -o acme.tar.gz
-  loradrop train training/loradrop_training/recipes/sentiment-tiny.yaml
+  loradrop train sentiment-tiny
+  loradrop train chats.jsonl --dry-run
   loradrop push acme.tar.gz --stack loradrop-dev
   loradrop invoke acme "How are you?"
   loradrop profile ./my-base-model --max-rank 64 -o my-base.json
   loradrop codes SHAPE_MISMATCH
 
-exit codes: 0 accepted or done, 1 rejected, 2 wrong usage, unreadable, or AWS out of reach; train, push and invoke have more
 """
-_TRAIN_CODES = """\
-exit codes:
-  0    trained, weighed and packed
-  1    refused: by the judge, for the data, or because it cannot fit (with --require-better: or not better than the base)
-  2    wrong usage, a wrong recipe, or a base that cannot be had
-  3    the training failed: out of memory, or a loss that is not finite
-  130  interrupted; --resume goes on
-"""
-_PUSH_CODES = """\
-exit codes:
-  0    deployed: it is live (with --no-wait: uploaded)
-  1    rejected, by the judge here or by the stack
-  2    wrong usage, unreadable, or AWS refused or could not be reached
-  3    the deployment failed, a newer upload goes before it, or it did not end in time
-  130  interrupted; once uploaded, the deployment goes on
-"""
-_INVOKE_CODES = """\
+_INVOKE_EXAMPLES = """\
 examples:
   loradrop invoke acme "How are you?" --system "Answer in one word."
   loradrop invoke acme - --raw --temperature 0 < prompt.txt
 
-exit codes: 0 answered, 2 wrong usage, nothing live by this name, or AWS refused; 3 the model did not answer, or broke off
 """
 
 
 def run() -> NoReturn:
     """The console script."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # unwinds, so that no part of a file is left
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED)
+    )  # unwinds, so that no part of a file is left
     sys.exit(main())
 
 
@@ -95,18 +81,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _unusable(str(error))
     except BrokenPipeError:
         _give_up_stdout()
-        return BROKEN_PIPE
+        return ExitCode.BROKEN_PIPE
     except OSError as error:
         _give_up_stdout()
         return _unusable(f"{error.filename or 'reading or writing'}: {error.strerror or error}.")
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     return code
 
 
 def _unusable(message: str) -> int:
-    print(f"loradrop: {safe(message)}", file=sys.stderr)
-    return UNUSABLE
+    print(f"loradrop: {safe_text(message)}", file=sys.stderr)
+    return ExitCode.UNUSABLE
 
 
 def _give_up_stdout() -> None:
@@ -127,194 +113,222 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="loradrop",
-        description="Train, judge, package, deploy and ask LoRA adapters.",
-        epilog=_EXAMPLES,
+        description="Train, validate, package, deploy and invoke LoRA adapters.",
+        epilog=_EXAMPLES + exit_codes_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"loradrop {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    validate = commands.add_parser("validate", help="say whether an adapter would serve well, and why not")
+    def command(name: str, summary: str, description: str | None = None, examples: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=description or f"{summary[0].upper()}{summary[1:]}.",
+            epilog=examples + exit_codes_help(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    validate = command("validate", "check whether an adapter can be served, and list every problem")
     validate.add_argument(
-        "path", metavar="PATH", help="a tarball, a folder as save_pretrained writes it, or - for stdin"
+        "path", metavar="PATH", help="tarball, folder written by save_pretrained, or - for standard input"
     )
     _add_base(validate)
+    validate.add_argument("--markdown", action="store_true", help="report as Markdown")
     validate.set_defaults(run=_validate)
 
-    pack = commands.add_parser(
+    pack = command(
         "package",
-        help="make a flat, reproducible tarball of an adapter",
-        description=f"Packs {', '.join(ADAPTER_FILES)} (where there is one) and nothing else. What the judge would "
-        "refuse is not written.",
+        "make a flat, reproducible tarball of an adapter",
+        f"Packages {', '.join(ADAPTER_FILES)} (where it exists) and nothing else.\n"
+        "An adapter that would be rejected is not written.",
     )
-    pack.add_argument("folder", metavar="DIR", type=Path, help="the folder that holds adapter_config.json")
-    _add_output(pack, "FILE.tar.gz")
+    pack.add_argument("folder", metavar="DIR", type=Path, help="folder that holds adapter_config.json")
+    _add_output(pack, "FILE.tar.gz", "tarball to write")
     _add_base(pack)
     pack.set_defaults(run=_package)
 
-    train = commands.add_parser(
+    train = command(
         "train",
-        help="make an adapter of labelled text, and prove it",
-        description=f"{DESCRIPTION} Needs: pip install 'loradrop[train]'",
-        epilog=_TRAIN_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "train an adapter on labelled text, and evaluate it",
+        f"{textwrap.fill(DESCRIPTION, 100)}\nRequires: pip install 'loradrop[train]'",
     )
     add_arguments(train)
     train.set_defaults(run=_train)
 
-    push = commands.add_parser(
+    recipe = command("recipe", "choose a recipe for a data file", textwrap.fill(RECIPE_DESCRIPTION, 100))
+    add_recipe_arguments(recipe)
+    recipe.set_defaults(run=_recipe)
+
+    push = command(
         "push",
-        help="judge an adapter, upload it, and follow its deployment",
-        description="Judges a tarball, or a folder that it packages as `package` does, by the stack's own rules; uploads\n"
-        "what is accepted, and shows the states of its deployment until that ends.",
-        epilog=_PUSH_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "validate an adapter, upload it, and follow its deployment",
+        "Validates a tarball by the stack's own rules, or a folder, which is packaged first. Uploads it if it is\n"
+        "accepted, and shows each state of the deployment until the adapter is live.",
     )
-    push.add_argument("path", metavar="FILE_OR_DIR", help="a tarball, or the folder that holds adapter_config.json")
-    push.add_argument("--name", help="of the adapter, such as acme or tenant/acme (the file's or the folder's)")
+    push.add_argument("path", metavar="FILE_OR_DIR", help="tarball, or folder that holds adapter_config.json")
+    push.add_argument("--name", help="adapter name, such as acme or tenant/acme (default: name of the file or folder)")
     _add_stack(push)
-    _add_base(push, default=None, printed="outcome")
-    push.add_argument("--no-wait", action="store_true", help="leave once it is uploaded")
+    _add_base(push, default="the stack's own", printed="outcome")
+    push.add_argument("--no-wait", action="store_true", help="end after the upload, without following the deployment")
     push.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
         default=MAX_DEPLOYMENT_SECONDS,
-        help="how long to follow the deployment (%(default)s)",
+        help="time limit for following the deployment (default: %(default)s)",
     )
     push.set_defaults(run=_push)
 
-    invoke = commands.add_parser(
-        "invoke",
-        help="ask an adapter that is live",
-        epilog=_INVOKE_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    invoke.add_argument("adapter", metavar="ADAPTER")
-    invoke.add_argument("text", metavar="TEXT", nargs="+", help="a message to it, or - for stdin")
+    invoke = command("invoke", "send a prompt to a live adapter", examples=_INVOKE_EXAMPLES)
+    invoke.add_argument("adapter", metavar="ADAPTER", help="adapter name")
+    invoke.add_argument("text", metavar="TEXT", nargs="+", help="message to the adapter, or - for standard input")
     _add_stack(invoke)
-    invoke.add_argument("--system", metavar="TEXT", help="the system message before it")
-    invoke.add_argument("--max-tokens", metavar="N", type=int, default=256, help="of the answer (%(default)s)")
+    invoke.add_argument("--system", metavar="TEXT", help="system message (default: none)")
     invoke.add_argument(
-        "--temperature", metavar="T", type=float, help="0: always the likeliest token (the model's own)"
+        "--max-tokens", metavar="N", type=int, default=256, help="longest answer, in tokens (default: %(default)s)"
     )
-    invoke.add_argument("--raw", action="store_true", help="TEXT is the whole prompt: no chat template")
+    invoke.add_argument(
+        "--temperature", metavar="T", type=float, help="sampling temperature; 0 is greedy (default: the model's own)"
+    )
+    invoke.add_argument("--raw", action="store_true", help="TEXT is the whole prompt, without a chat template")
     invoke.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="print the answer as it comes (on a terminal: yes)",
+        help="answer printed as it is generated (default: only on a terminal)",
     )
     invoke.set_defaults(run=_invoke)
 
-    profile = commands.add_parser("profile", help="make the profile of another base model")
+    profile = command("profile", "make the profile of another base model")
     profile.add_argument(
-        "config", metavar="CONFIG_JSON_OR_DIR", type=Path, help="a Hugging Face model or its config.json"
+        "config", metavar="CONFIG_JSON_OR_DIR", type=Path, help="Hugging Face model folder, or its config.json"
     )
     profile.add_argument(
-        "--max-rank", metavar="N", type=int, required=True, help=f"one of {', '.join(map(str, MAX_LORA_RANKS))}"
+        "--max-rank",
+        metavar="N",
+        type=int,
+        required=True,
+        help=f"highest rank to serve: {', '.join(map(str, MAX_LORA_RANKS))}",
     )
-    profile.add_argument("--engine", metavar="VERSION", default=DEFAULT_ENGINE_VERSION, help="of vLLM (%(default)s)")
-    profile.add_argument("--name", help="of the profile (the model's own)")
-    _add_output(profile, "FILE")
+    profile.add_argument(
+        "--engine", metavar="VERSION", default=DEFAULT_ENGINE_VERSION, help="vLLM version (default: %(default)s)"
+    )
+    profile.add_argument("--name", help="profile name (default: the model's own)")
+    _add_output(profile, "FILE", "profile to write")
     profile.set_defaults(run=_profile)
 
-    codes = commands.add_parser("codes", help="explain the problem codes")
-    codes.add_argument("codes", metavar="CODE", nargs="*", type=_problem_code, help="only these")
-    codes.add_argument("--markdown", action="store_true", help="print docs/problems.md")
+    codes = command("codes", "explain the problem codes")
+    codes.add_argument("codes", metavar="CODE", nargs="*", type=_problem_code, help="codes to explain (default: all)")
+    codes.add_argument("--markdown", action="store_true", help="the whole of docs/problems.md")
     codes.set_defaults(run=_codes)
     return parser
 
 
 def _add_stack(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stack", metavar="NAME", help="of the deployed stack (LORADROP_STACK, or loradrop-dev)")
+    parser.add_argument(
+        "--stack", metavar="NAME", help="deployed stack (default: $LORADROP_STACK, or else loradrop-dev)"
+    )
 
 
-def _add_base(parser: argparse.ArgumentParser, default: str | None = DEFAULT_PROFILE, printed: str = "report") -> None:
+def _add_base(
+    parser: argparse.ArgumentParser,
+    default: str = f"the one of the base that the adapter names, or else {DEFAULT_PROFILE}",
+    printed: str = "report",
+) -> None:
     parser.add_argument(
         "--base",
         metavar="PROFILE",
-        default=default,
-        help=f"the base: {', '.join(shipped_profiles())}, or a file that `loradrop profile` wrote "
-        f"({'the one of the stack' if default is None else default})",
+        help=f"base profile: {', '.join(shipped_profiles())}, or a file from `loradrop profile` (default: {default})",
     )
-    parser.add_argument("--max-rank", metavar="N", type=int, help="as the stack's MaxLoraRank sets it")
-    parser.add_argument("--engine", metavar="VERSION", help="of vLLM, as the stack's EngineVersion sets it")
-    parser.add_argument("--json", action="store_true", help=f"print the {printed} as JSON")
+    parser.add_argument("--max-rank", metavar="N", type=int, help="the stack's MaxLoraRank (default: the profile's)")
+    parser.add_argument("--engine", metavar="VERSION", help="the stack's EngineVersion (default: the profile's)")
+    parser.add_argument("--json", action="store_true", help=f"{printed} as JSON")
 
 
-def _add_output(parser: argparse.ArgumentParser, metavar: str) -> None:
-    parser.add_argument("-o", "--output", metavar=metavar, type=Path, required=True, help="where to write")
-    parser.add_argument("--force", action="store_true", help="replace it where it is there already")
+def _add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> None:
+    parser.add_argument("-o", "--output", metavar=metavar, type=Path, required=True, help=what)
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
 def _seconds(text: str) -> float:
     with contextlib.suppress(ValueError):
         if (seconds := float(text)) >= 0:  # nan is not: it would never be over
             return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
 
 
 def _problem_code(text: str) -> ProblemCode:
     code = ProblemCode.__members__.get(text.upper())
     if code is None:
-        raise argparse.ArgumentTypeError(f"there is no code {text!r}; `loradrop codes` lists them")
+        raise argparse.ArgumentTypeError(f"there is no problem code {text!r}; `loradrop codes` lists them all")
     return code
 
 
 def _validate(arguments: argparse.Namespace) -> int:
-    profile = chosen_profile(arguments.base, arguments)
+    choice = ProfileChoice(arguments, DEFAULT_PROFILE)
     if arguments.path == "-":
         # Unbuffered: a buffer's lock, held by a thread that waits for more, would spoil the exit.
         with open(0, "rb", buffering=0, closefd=False) as stdin:
-            report = validate_stream(stdin, profile)
+            report = validate_stream(stdin, choice)
     else:
-        report = validate_path(Path(arguments.path), profile)
+        report = validate_path(Path(arguments.path), choice)
     what = "standard input" if arguments.path == "-" else arguments.path
-    print_report(report, what, profile, as_json=arguments.json)
-    return ACCEPTED if report.accepted else REJECTED
+    print_report(report, what, choice, as_json=arguments.json, as_markdown=arguments.markdown)
+    return ExitCode.DONE if report.accepted else ExitCode.REJECTED
 
 
 def _package(arguments: argparse.Namespace) -> int:
     folder, output = arguments.folder, arguments.output
-    profile = chosen_profile(arguments.base, arguments)
+    choice = ProfileChoice(arguments, DEFAULT_PROFILE)
     if not folder.is_dir():
-        raise CommandError(f"{folder} is no folder; name the one that holds {ADAPTER_FILES[0]}.")
+        raise CommandError(f"{folder} is not a folder; name the one that holds {ADAPTER_FILES[0]}.")
     check_output(output, force=arguments.force)
     entries = own_entries(folder)
-    with Progress("packing", size_of(entries)) as progress:
-        report = package(folder, output, profile, progress.advance)
-    print_report(report, str(folder), profile, as_json=arguments.json)
+    with Progress("packaging", size_of(entries)) as progress:
+        report = package(folder, output, choice.profile, progress.advance, choice.choose)
+    print_report(report, str(folder), choice, as_json=arguments.json)
     if not arguments.json:
         print()
         for line in _package_notes(folder, output, report):
             print(safe(line))
-    return ACCEPTED if report.accepted else REJECTED
+    return ExitCode.DONE if report.accepted else ExitCode.REJECTED
 
 
-def _package_notes(folder: Path, output: Path, report: Report) -> list[str]:
+def _package_notes(folder: Path, output: Path, report: ValidationReport) -> list[str]:
     if not report.accepted:
         notes = [f"{output} was not written."]
         if (inner := adapter_below(folder)) is not None:
-            notes.append(f"An adapter lies in {inner}; is that the one?")
+            notes.append(f"There is an adapter in {inner}: did you mean that folder?")
         return notes
     notes = [f"Wrote {output}, {megabytes(output.stat().st_size)}."]
     others = sorted(found.name for found in os.scandir(folder) if found.name not in ADAPTER_FILES)
     if others:
         more = ", …" if len(others) > MAX_LISTED_NAMES else ""
-        notes.append(f"Left out, as serving needs none of it: {', '.join(others[:MAX_LISTED_NAMES])}{more}")
+        notes.append(f"Left out, because serving does not need it: {', '.join(others[:MAX_LISTED_NAMES])}{more}")
     return notes
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the training keeps a checkpoint
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training saves a checkpoint
+    print("loading PyTorch and transformers, a few seconds", file=sys.stderr, flush=True)
     try:
         from loradrop_training import fine_tune
     except ImportError as error:
         raise CommandError(
-            f"Training needs packages that are not installed ({error.name}): pip install 'loradrop[train]'."
+            f"Training requires a package that is not installed: {error.name}. Install it:\n  pip install 'loradrop[train]'"
         ) from error
     return fine_tune.run(arguments)
+
+
+def _recipe(arguments: argparse.Namespace) -> int:
+    try:
+        from loradrop_training import data_recipe
+    except ImportError as error:
+        raise CommandError(
+            f"A recipe requires a package that is not installed: {error.name}. Install it:\n  pip install 'loradrop[train]'"
+        ) from error
+    return data_recipe.run(arguments)
 
 
 def _push(arguments: argparse.Namespace) -> int:
@@ -338,7 +352,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     try:
         config = parse_object(data, max_depth=100, constants=True)
     except JsonError as error:
-        raise CommandError(f"{path} is no model's config.json: {error}.") from error
+        raise CommandError(f"{path} is not the config.json of a model: {error}.") from error
     hub_name = config.get("_name_or_path")
     name = arguments.name or (hub_name if isinstance(hub_name, str) and hub_name else str(path.resolve().parent))
     profile = profile_from_config(
@@ -356,14 +370,14 @@ def _profile(arguments: argparse.Namespace) -> int:
         )
     )
     if not profile.base_model_names:
-        print("It names no base model: add to base_model_names what your adapters carry as base_model_name_or_path.")
-    return ACCEPTED
+        print("It has no base_model_names: add the base_model_name_or_path that your adapters have.")
+    return ExitCode.DONE
 
 
 def _codes(arguments: argparse.Namespace) -> int:
     if arguments.markdown:
         print(code_document(), end="")
-        return ACCEPTED
+        return ExitCode.DONE
     for line in code_lines(arguments.codes or ProblemCode, sys.stdout):
         print(line)
-    return ACCEPTED
+    return ExitCode.DONE

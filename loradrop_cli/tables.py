@@ -1,20 +1,19 @@
-"""Reports and problem codes as text: for a terminal, and for docs/problems.md."""
+"""Reports and problem codes for a terminal, and docs/problems.md."""
 
-import itertools
-import shlex
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from loradrop.problems import Problem, ProblemCode, Severity
-from loradrop.profile import BaseProfile
-from loradrop.report import Manifest, Report, layer_ranges
+from loradrop import rendering
+from loradrop.problems import ProblemCode, Severity
+from loradrop.validation_report import ValidationReport
 
-from .terminal import columns, megabytes, painted, safe
+from .terminal import columns, painted
+from .validating import ProfileChoice
 
 _COLOUR = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
-_UNPACK = "mkdir unpacked && tar -xzf OLD.tar.gz -C unpacked && "
 _DOCUMENT_HEAD = """\
 # Problem codes
 
@@ -25,102 +24,50 @@ the value found and the value allowed. `loradrop codes CODE` shows the same in a
 """
 
 
-def report_lines(report: Report, what: str, profile: BaseProfile, stream: TextIO) -> Iterator[str]:
-    """The verdict as a table. `what` was judged; `stream` is where the lines go."""
-    verdict = painted("ACCEPTED", "green", stream) if report.accepted else painted("REJECTED", "red", stream)
-    yield f"{verdict}  {safe(what)}"
-    yield f"for {safe(profile.name)}: rank up to {profile.max_lora_rank}, vLLM {profile.engine_version}"
-    if report.manifest is not None:
-        yield ""
-        yield from _rows(_manifest_rows(report.manifest))
-    for code, problems in itertools.groupby((*report.problems, *report.warnings), key=lambda one: one.code):
-        yield ""
-        yield f"{painted(f'{code.severity.value:<8}', _COLOUR[code.severity], stream)} {painted(code, 'bold', stream)}"
-        yield from _problem_lines(code, tuple(problems), what)
-
-
-def _manifest_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    yield "rank", ", ".join(map(str, manifest.ranks))
-    yield "scaling", f"{_numbers(manifest.scalings)} (alpha {manifest.lora_alpha:g}{_rs(manifest)})"
-    yield "modules", f"{', '.join(manifest.modules)} ({manifest.adapted_modules} in all)"
-    if manifest.layers:
-        yield "layers", layer_ranges(manifest.layers)
-    yield "weights", f"{manifest.parameters:,} parameters, {', '.join(manifest.dtypes)}, {megabytes(manifest.bytes)}"
-    yield "base", manifest.base_model or "not named"
-    if manifest.peft_version:
-        yield "peft", manifest.peft_version
-    yield "files", ", ".join(entry.name for entry in manifest.files)
-    if manifest.sha256:
-        yield "sha256", manifest.sha256
-
-
-def _rs(manifest: Manifest) -> str:
-    return ", rsLoRA" if manifest.use_rslora else ""
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
-
-
-def _problem_lines(code: ProblemCode, problems: Sequence[Problem], what: str) -> Iterator[str]:
-    """Each problem of one code, then what would have come of them and what mends them."""
-    yield from _rows(("found", _found(problem)) for problem in problems)
-    if code.severity is Severity.ERROR:
-        yield from _rows([("served", f"{problems[0].consequence.value}.")])
-    yield from _rows([("mend", code.mending)])
-    for command in dict.fromkeys(problem.command for problem in problems if problem.command):
-        yield " " * 11 + safe(_command(command, Path(what)))  # in one line, to be copied
-
-
-def _command(command: str, path: Path) -> str:
-    """The judge's command for the adapter at `path`: it knows no names, and does not know that a folder is unpacked."""
-    given = str(path)
-    if path.is_file():
-        return command.replace("OLD.tar.gz", shlex.quote(given))
-    if not path.is_dir():
-        return command
-    if command.startswith(_UNPACK):
-        words = shlex.split(command.removeprefix(_UNPACK))
-        return " ".join(word if word == "&&" else shlex.quote(word.replace("unpacked", given)) for word in words)
-    return command.replace("FOLDER", shlex.quote(given))
-
-
-def _found(problem: Problem) -> str:
-    place = problem.place or ""
-    text = problem.message if place in problem.message else f"{place}: {problem.message}"
-    if problem.count > 1:
-        others = [example for example in problem.examples if example != place]
-        more = ", …" if problem.count > len(others) + 1 else ""
-        text += f" {problem.count - 1:,} more like it{': ' if others else ''}{', '.join(others)}{more}"
-    return text
-
-
-def _rows(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
-    for label, text in rows:
-        yield from textwrap.wrap(
-            safe(text),
-            columns(),
-            initial_indent=f"  {label:<8} ",
-            subsequent_indent=" " * 11,
-            break_long_words=False,
-            break_on_hyphens=False,
+def print_report(
+    report: ValidationReport, what: str, choice: ProfileChoice, *, as_json: bool = False, as_markdown: bool = False
+) -> None:
+    """`what`: the path that was validated, or what stands for one."""
+    source = _source(what)
+    if as_json:
+        lines: Iterable[str] = [json.dumps(report.to_dict(), indent=2)]
+    elif as_markdown:
+        lines = rendering.markdown(report, what, choice.profile, source=source)
+    else:
+        lines = rendering.terminal(
+            report,
+            what,
+            choice.profile,
+            reason=choice.reason,
+            source=source,
+            columns=columns(),
+            paint=lambda text, colour: painted(text, colour, sys.stdout),
         )
+    for line in lines:
+        print(line)
+
+
+def _source(what: str) -> rendering.Source:
+    path = Path(what)
+    is_folder = path.is_dir()
+    return rendering.Source(what, is_folder) if is_folder or path.is_file() else rendering.Source()
 
 
 def code_lines(codes: Iterable[ProblemCode], stream: TextIO) -> Iterator[str]:
     for code in codes:
         yield f"{painted(code, 'bold', stream)}  {painted(code.severity.value, _COLOUR[code.severity], stream)}"
-        yield from _rows((("what", code.meaning), ("served", f"{code.consequence.value}."), ("mend", code.mending)))
+        said = (("what", code.meaning), ("served", code.consequence.sentence), ("fix", code.how_to_fix))
+        yield from rendering.rows(said, columns())
         yield ""
 
 
 def code_document() -> str:
     """docs/problems.md."""
-    parts = [_DOCUMENT_HEAD, "| code | severity | were it served all the same |\n|---|---|---|"]
+    parts = [_DOCUMENT_HEAD, "| code | severity | if it were served |\n|---|---|---|"]
     parts += [
-        f"| [{code}](#{code.lower()}) | {code.severity.value} | {code.consequence.value} |" for code in ProblemCode
+        f"| [{code}](#{code.lower()}) | {code.severity.value} | {code.consequence.sentence} |" for code in ProblemCode
     ]
     for code in ProblemCode:
         parts.append(f"\n## {code}\n\n{code.meaning}\n\n- Severity: {code.severity.value}")
-        parts.append(f"- Were it served all the same: {code.consequence.value}.\n- Mend it: {code.mending}")
+        parts.append(f"- If it were served: {code.consequence.sentence}\n- Fix: {code.how_to_fix}")
     return "\n".join(parts) + "\n"

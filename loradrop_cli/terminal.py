@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import threading
 import time
 import unicodedata
 from typing import TextIO
@@ -53,41 +54,52 @@ def megabytes(count: int) -> str:
 
 
 class Progress:
-    """A bar on standard error: only where that is a terminal, and only once the work takes long.
+    """A line on standard error that says what is done and how far it is: only on a terminal, once it takes long.
 
-    `total_bytes` 0 where it is not known. `advance` may be called from another thread.
+    `total_bytes` 0 where it is not known, or bytes do not count it. A thread draws it, so that it moves while nothing comes.
+    `advance` may be called from any thread.
     """
 
-    def __init__(self, what: str, total_bytes: int) -> None:
+    def __init__(self, what: str, total_bytes: int = 0) -> None:
         self._what = what
         self._total_bytes = total_bytes
         self._done_bytes = 0
         self._started = time.monotonic()
-        self._next_bar = self._started + _SECONDS_BEFORE_BAR
-        self._is_shown = False
-        self._is_wanted = sys.stderr.isatty()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            self._thread = threading.Thread(
+                target=self._draw, args=(sys.stderr,), name="loradrop-progress", daemon=True
+            )
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_wanted = False
-        if self._is_shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def advance(self, count: int) -> None:
         self._done_bytes += count
-        now = time.monotonic()
-        if self._is_wanted and now >= self._next_bar:
-            self._next_bar = now + _SECONDS_BETWEEN_BARS
-            self._is_shown = True
-            sys.stderr.write("\r" + self._line(now) + "\x1b[K")
-            sys.stderr.flush()
 
-    def _line(self, now: float) -> str:
+    def _draw(self, stream: TextIO) -> None:
+        if self._ended.wait(_SECONDS_BEFORE_BAR):
+            return
+        while not self._ended.is_set():
+            stream.write(f"\r{self.line(time.monotonic() - self._started)}\x1b[K")
+            stream.flush()
+            self._ended.wait(_SECONDS_BETWEEN_BARS)
+        stream.write("\r\x1b[K")
+        stream.flush()
+
+    def line(self, seconds: float) -> str:
+        """What it shows `seconds` after its start."""
         done, total = self._done_bytes, self._total_bytes
-        speed = max(1.0, done / (now - self._started))
+        speed = max(1.0, done / max(seconds, 1e-3))
+        if not done:
+            return f"{self._what} … {seconds:.0f} s"
         if not total:
             return f"{self._what} {megabytes(done)}  {megabytes(int(speed))}/s"
         filled = min(_BAR_CELLS, _BAR_CELLS * done // total)

@@ -23,7 +23,7 @@ from .errors import (
     StreamBrokenError,
     explained,
 )
-from .stack import DEFAULT_STACK, STACK_VARIABLE, Stack, default_stack, read_stack
+from .stack_outputs import DEFAULT_STACK, STACK_VARIABLE, StackOutputs, default_stack, read_stack
 
 __all__ = [
     "AWS_ERRORS",
@@ -37,8 +37,8 @@ __all__ = [
     "ModelError",
     "ModelNotReadyError",
     "NoLiveComponentError",
-    "Stack",
     "StackNotFoundError",
+    "StackOutputs",
     "StreamBrokenError",
     "default_stack",
     "explained",

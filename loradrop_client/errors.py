@@ -1,4 +1,4 @@
-"""What can go wrong, each with a sentence for the reader; and AWS's own errors in such sentences."""
+"""What can go wrong, each with a sentence for the reader; and AWS's own errors as such sentences."""
 
 from botocore import exceptions as botocore
 from botocore.exceptions import BotoCoreError, ClientError
@@ -10,15 +10,15 @@ class LoradropError(Exception):
 
 
 class StackNotFoundError(LoradropError):
-    """There is no such stack here, or it is none of loradrop's."""
+    """There is no such stack here, or it is not a loradrop stack."""
 
 
 class AccessRefusedError(LoradropError):
-    """The credentials are missing, expired or unknown, or a permission is missing; or the clock here is wrong."""
+    """Credentials are missing, expired or unknown, a permission is missing, or this machine's clock is wrong."""
 
 
 class AwsUnavailableError(LoradropError):
-    """AWS could not be reached, or answered something else than asked for."""
+    """AWS could not be reached, or its answer made no sense."""
 
 
 class NoLiveComponentError(LoradropError):
@@ -26,7 +26,7 @@ class NoLiveComponentError(LoradropError):
 
 
 class ModelError(LoradropError):
-    """The model server, or SageMaker before it, will not answer this request; `status` is its HTTP status, if it gave one."""
+    """The model server, or SageMaker in front of it, does not answer this request. `status` is the HTTP status, if there is one."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -34,11 +34,11 @@ class ModelError(LoradropError):
 
 
 class ModelNotReadyError(ModelError):
-    """Until the deadline, every try was told to come again: the model loads, is full, or calls are throttled."""
+    """Not ready until the deadline: the model is loading or full, or calls are throttled."""
 
 
 class StreamBrokenError(ModelError):
-    """The answer broke off after it had begun. What came before is incomplete; nothing was tried again."""
+    """The answer broke off after it had begun. What came is incomplete; a stream is not retried."""
 
 
 _NO_CREDENTIALS = (botocore.NoCredentialsError, botocore.NoAuthTokenError)
@@ -91,7 +91,7 @@ def explained(error: Exception, doing: str) -> LoradropError:
         )
     if isinstance(error, (botocore.ConnectionError, botocore.HTTPClientError, ResponseParserError, ValueError)):
         # What a parser says holds the whole page.
-        said = "what answered is not AWS." if isinstance(error, ResponseParserError) else _sentence(error)
+        said = "the answer is not from AWS." if isinstance(error, ResponseParserError) else _sentence(error)
         return AwsUnavailableError(f"Could not {doing}: {said} Check the network, the region and AWS_ENDPOINT_URL.")
     return AwsUnavailableError(f"Could not {doing}: {_sentence(error)}")
 
@@ -100,7 +100,7 @@ def _answered(error: ClientError, doing: str) -> LoradropError:
     code, said = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
     if code == _CLOCK_CODE or said.startswith(_CLOCK_SENTENCES):
         return AccessRefusedError(
-            f"Could not {doing}: this machine's clock is not AWS's; set it ({code}: {_sentence(said)})"
+            f"Could not {doing}: this machine's clock is wrong; set it ({code}: {_sentence(said)})"
         )
     if code in _EXPIRED_CODES:
         return AccessRefusedError(f"Could not {doing}: the AWS credentials have expired; sign in again ({code}).")
@@ -113,7 +113,7 @@ def _answered(error: ClientError, doing: str) -> LoradropError:
     if code in _DENIED_CODES:
         return AccessRefusedError(
             f"Could not {doing}: AWS refused {error.operation_name}: {_sentence(said)} "
-            "docs/operations.md has the policies for pushing and for asking."
+            "docs/operations.md has the policies for pushing and for invoking."
         )
     return AwsUnavailableError(f"Could not {doing}: {error.operation_name} answered {code}: {_sentence(said)}")
 

@@ -27,7 +27,7 @@ def answer_of(body: bytes) -> dict[str, Any]:
     if isinstance(answer, list) and len(answer) == 1:  # some of LMI's handlers answer a batch of one
         answer = answer[0]
     if not isinstance(answer, dict):
-        raise ModelError(f"The model's answer is no JSON object: {_shown(body)}")
+        raise ModelError(f"The model's answer is not a JSON object: {_shown(body)}")
     if (failure := _failure_in(answer)) is not None:
         raise ModelError(f"The model answered with an error: {failure}", _status_in(answer))
     return answer
@@ -37,7 +37,7 @@ def text_of(answer: dict[str, Any]) -> str:
     """The text of a whole answer, whichever schema asked for it. Raises ModelError if there is none."""
     text = _text_in(answer)
     if text is None:
-        raise ModelError(f"The model's answer holds no text: {_shown(json.dumps(answer).encode())}")
+        raise ModelError(f"The model's answer has no text: {_shown(json.dumps(answer).encode())}")
     return text
 
 
@@ -75,7 +75,7 @@ def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
             yield bytes(held)
             held = bytearray(beginning)
         if len(held) > MAX_LINE_BYTES:
-            raise StreamBrokenError(f"The model's stream holds a line of more than {MAX_LINE_BYTES:,} bytes.")
+            raise StreamBrokenError(f"The model's stream has a line of more than {MAX_LINE_BYTES:,} bytes.")
     yield bytes(held)
 
 
@@ -88,11 +88,11 @@ def _event_in(line: bytes) -> dict[str, Any] | None:
         if field != b"data" or text in (b"", b"[DONE]"):
             if field in (b"", b"data", b"event", b"id", b"retry"):
                 return None
-            raise StreamBrokenError(f"The model's stream holds a line that is no JSON: {_shown(line)}")
+            raise StreamBrokenError(f"The model's stream has a line that is not JSON: {_shown(line)}")
     try:
         event = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise StreamBrokenError(f"The model's stream holds a line that is no JSON: {_shown(line)}") from error
+        raise StreamBrokenError(f"The model's stream has a line that is not JSON: {_shown(line)}") from error
     return event if isinstance(event, dict) else None
 
 

@@ -1,11 +1,11 @@
-"""Fuzzes the judge: mutates archives, gzip streams, configurations, headers and weights, and watches what it says.
+"""Fuzzes the validator: mutates archives, gzip streams, configurations, headers and weights, and watches what it says.
 
     python -m tests.fuzz_validator --cpu-minutes 30 [--seed 1] [--corpus FILE]
 
-An input is kept, to be mutated further, when it makes the judge say something that it has not said before. Checked on
+An input is kept, to be mutated further, when it makes the validator say something that it has not said before. Checked on
 every input: no exception, no thread left, a bounded and printable report, an answer within SLOW_SECONDS. On every
-accepted one: Python's tarfile, Python's json and the safetensors library read the same out of it as the judge does. On
-every safetensors header: the library accepts what the judge's reader accepts, and means the same by it. `--corpus`
+accepted one: Python's tarfile, Python's json and the safetensors library read the same out of it as the validator does. On
+every safetensors header: the library accepts what the validator's reader accepts, and means the same by it. `--corpus`
 writes the smallest input for each list of codes that was given, for tests/unit/test_validator_properties.py.
 """
 
@@ -36,9 +36,10 @@ from loradrop.archive import Body
 from loradrop.policy import DEFAULT_POLICY
 from loradrop.problems import Problems
 from loradrop.profile import BaseProfile
-from loradrop.report import MAX_REPORT_BYTES, Report
+from loradrop.rendering import plain
 from loradrop.safetensors import Weights, read_weights
 from loradrop.stream import ByteSource
+from loradrop.validation_report import MAX_REPORT_BYTES, ValidationReport
 from loradrop.validator import validate
 from tests.adapters import Tensors, safetensors_file, tarball, weights_file
 from tests.hostile import BLOCK, corpus, gzipped
@@ -106,16 +107,20 @@ INTERESTING_TEXTS = (
 
 def good_files() -> dict[str, bytes]:
     chance = random.Random(0)
+    usual = bytes(byte & 0xBF if byte & 0x7F >= 0x44 else byte for byte in range(256))  # no number above 512
     tensors: Tensors = {}
     for layer in range(2):
         for module in ("self_attn.q_proj", "mlp.down_proj"):
             in_features, out_features = PROFILE.dimensions(module.rpartition(".")[2])
             for half, shape in (("A", (2, in_features)), ("B", (out_features, 2))):
                 name = f"base_model.model.model.layers.{layer}.{module}.lora_{half}.weight"
-                tensors[name] = ("BF16", shape, chance.randbytes(2 * math.prod(shape)).replace(b"\x7f", b"\x3f"))
+                tensors[name] = ("BF16", shape, chance.randbytes(2 * math.prod(shape)).translate(usual))
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "rank_pattern": {}}
-    weights = weights_file(tensors).replace(b"\xff", b"\xbf")
-    return {CONFIG: json.dumps(config).encode(), WEIGHTS: weights, "smoke.jsonl": b'{"inputs": "Hello"}\n'}
+    return {
+        CONFIG: json.dumps(config).encode(),
+        WEIGHTS: weights_file(tensors),
+        "smoke.jsonl": b'{"inputs": "Hello"}\n',
+    }
 
 
 def mutated(data: bytes, chance: random.Random, others: list[bytes]) -> bytes:
@@ -205,11 +210,11 @@ def _unpacked(body: bytes) -> bytes | None:
 
 
 class FindingError(AssertionError):
-    """Something that the judge must never do."""
+    """Something that the validator must never do."""
 
 
-def check(body: bytes) -> Report:
-    """Judges a tarball and checks the report. Raises FindingError, or what the judge raised."""
+def check(body: bytes) -> ValidationReport:
+    """Validates a tarball and checks the report. Raises FindingError, or what the validator raised."""
     before = threading.active_count()
     started = time.perf_counter()
     report = validate(io.BytesIO(body), PROFILE)
@@ -218,8 +223,10 @@ def check(body: bytes) -> Report:
         raise FindingError(f"{took:.1f} s for {len(body)} bytes")
     if threading.active_count() > before:
         raise FindingError("a thread is left")
-    text = json.dumps(report.to_dict(), allow_nan=False)
-    if len(text) > MAX_REPORT_BYTES or not all(line.isprintable() for line in report.summary().split("\n")):
+    text = json.dumps(report.to_dict(), allow_nan=False, ensure_ascii=False)
+    if len(text) > MAX_REPORT_BYTES or not all(
+        line.isprintable() for line in plain(report.problems, report.warnings).split("\n")
+    ):
         raise FindingError("the report is too long or not printable")
     if report.accepted == bool(report.problems):
         raise FindingError("neither accepted nor a problem, or both")
@@ -228,7 +235,7 @@ def check(body: bytes) -> Report:
     return report
 
 
-def check_accepted(body: bytes, report: Report) -> None:
+def check_accepted(body: bytes, report: ValidationReport) -> None:
     """Others read the same out of an accepted tarball."""
     assert report.manifest is not None
     if report.sha256 != hashlib.sha256(body).hexdigest():
@@ -246,9 +253,12 @@ def check_accepted(body: bytes, report: Report) -> None:
                 raise FindingError(f"tarfile sees {member.name} of the type {member.type!r}")
     seen = {entry.name: entry.sha256 for entry in report.manifest.files}
     if seen != {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}:
-        raise FindingError(f"tarfile sees {sorted(found)}, the judge {sorted(seen)}")
+        raise FindingError(f"tarfile sees {sorted(found)}, the validator {sorted(seen)}")
     settings = json.loads(found[CONFIG])
-    if float(settings["lora_alpha"]) != report.manifest.lora_alpha or settings.get("peft_type", "LORA") != "LORA":
+    if (
+        float(settings["lora_alpha"]) != report.manifest.lora_alpha
+        or settings.get("peft_type", "LORA").upper() != "LORA"
+    ):
         raise FindingError("json reads another configuration")
     tensors = dict(safetensors.deserialize(found[WEIGHTS]))  # type: ignore[no-untyped-call]
     if report.manifest.dtypes != tuple(sorted({entry["dtype"] for entry in tensors.values()})):
@@ -273,7 +283,7 @@ def _mine(weights: Weights) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (tensor.dtype, tensor.shape) for name, tensor in weights.tensors.items()}
 
 
-def said(report: Report) -> str:
+def said(report: ValidationReport) -> str:
     """The sentences of a report, without what is told of the input in them."""
     sentences = [f"{one.code} {one.message[:80]}" for one in (*report.problems, *report.warnings)]
     return re.sub(r"[^A-Za-z \n]+", "", re.sub(r'"[^"]*"|\S*[^A-Za-z ,.;:()\n]\S*', "", "\n".join(sentences)))[:2000]
@@ -332,7 +342,7 @@ class Fuzzer:
         )
 
 
-def codes_of(report: Report) -> list[str]:
+def codes_of(report: ValidationReport) -> list[str]:
     return [problem.code.name for problem in (*report.problems, *report.warnings)]
 
 

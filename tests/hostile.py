@@ -26,6 +26,68 @@ def gzip_stream(data: bytes, *, flags: int = 0, fields: bytes = b"", method: int
     return head + fields + packed + struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)
 
 
+class _Bits:
+    """Bits as deflate packs them, from the lowest up."""
+
+    def __init__(self) -> None:
+        self._held = self._count = 0
+        self.written = bytearray()
+
+    def put(self, value: int, count: int) -> None:
+        self._held |= value << self._count
+        self._count += count
+        while self._count >= 8:
+            self.written.append(self._held & 255)
+            self._held >>= 8
+            self._count -= 8
+
+    def align(self) -> None:
+        if self._count:
+            self.put(0, 8 - self._count)
+
+
+def deflate_blocks(kind: str, count: int, *, literals: int = 0) -> bytes:
+    """The beginning of a gzip stream: blocks that hold `literals` NULs each, and end on a byte for what follows."""
+    bits = _Bits()
+    for _ in range(count):
+        bits.put(0, 1)
+        if kind == "stored":
+            bits.put(0, 2)
+            bits.align()
+            bits.written += b"\0\0\xff\xff"
+        elif kind == "fixed":
+            bits.put(1, 2)
+            for _ in range(literals):
+                bits.put(0b00001100, 8)  # NUL, its code's highest bit first
+            bits.put(0, 7)
+        else:
+            _dynamic_block(bits, literals)
+    bits.put(0, 1)  # an empty stored block
+    bits.put(0, 2)
+    bits.align()
+    bits.written += b"\0\0\xff\xff"
+    return bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 0, 0xFF]) + bytes(bits.written)
+
+
+def _dynamic_block(bits: _Bits, literals: int) -> None:
+    """Code lengths of one bit for NUL and for the end, none for all the rest: tables to build, and nothing in them."""
+    bits.put(2, 2)
+    bits.put(0, 10)  # 257 literal codes, 1 distance code
+    order = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]
+    bits.put(18 - 4, 4)
+    for symbol in order[:18]:
+        bits.put(1 if symbol in (1, 18) else 0, 3)
+    bits.put(0, 1)  # NUL: one bit
+    for zeros in (138, 117):
+        bits.put(1, 1)
+        bits.put(zeros - 11, 7)
+    bits.put(0, 1)  # the end: one bit
+    bits.put(0, 1)  # the distance
+    for _ in range(literals):
+        bits.put(0, 1)
+    bits.put(1, 1)
+
+
 def tar_header(
     name: bytes,
     *,
@@ -111,7 +173,7 @@ def _streams(tar: bytes) -> Iterator[Case]:
     yield Case("a signature after the end", good + b"-----BEGIN", "GZIP_TRAILING_DATA")
     yield Case("a bomb", gzipped(tar_header(b"zeros", size=2**36) + bytes(40 * 2**20)), "COMPRESSION_RATIO_TOO_HIGH")
     yield Case("gzip of nothing", gzipped(b""), "NOT_TAR", "nothing")
-    yield Case("gzip of a byte", gzipped(b"x"), "NOT_TAR", "cannot be told")
+    yield Case("gzip of a byte", gzipped(b"x"), "NOT_TAR", "of an unknown kind")
     yield Case("gzip twice", gzipped(good), "NOT_TAR", "compressed twice")
     yield Case("xz in gzip", gzipped(lzma.compress(tar)), "NOT_TAR", "xz")
     zipped = io.BytesIO()
@@ -126,9 +188,9 @@ def _streams(tar: bytes) -> Iterator[Case]:
         ("zip", zipped.getvalue(), "a zip archive"),
         ("a pickle", pickle.dumps({"a": 1}), "a Python pickle"),
         ("safetensors", struct.pack("<Q", 300) + b"{" + bytes(400), "a safetensors file"),
-        ("an error page", b"<?xml version='1.0'?><Error>", "error pages of S3"),
+        ("an error page", b"<?xml version='1.0'?><Error>", "error page of S3"),
         ("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
-        ("noise", bytes(range(1, 200)), "cannot be told"),
+        ("noise", bytes(range(1, 200)), "of an unknown kind"),
     ):
         yield Case(f"{name} instead of gzip", body, "NOT_GZIP" if body else "UPLOAD_EMPTY", words)
 

@@ -1,8 +1,8 @@
-"""How much memory the judge takes above the interpreter that imported it, in MiB, for the inputs that take the most.
+"""How much memory the validator takes above the interpreter that imported it, in MiB, for the inputs that take the most.
 
     python -m tests.validator_memory     ->  {"large": 22.1, …}
 
-Each is judged in a process of its own, since a peak never falls.
+Each is validated in a process of its own, since a peak never falls.
 """
 
 import io

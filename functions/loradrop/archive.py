@@ -12,21 +12,34 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from loradrop.policy import Policy
-from loradrop.problems import ProblemCode, Problems, shown_name
+from loradrop.problems import Fix, FixKind, ProblemCode, Problems, shown_name
 from loradrop.stream import GZIP_MAGIC, ArchiveError, ByteSource, what_is_it
 
 BLOCK = 512
 _ZERO_BLOCK = bytes(BLOCK)
 _OCTAL = re.compile(rb" *([0-7]{1,12})[ \x00]*")
 _BLANK = re.compile(rb"[ \x00]*")
-# Where mode, uid, gid, mtime and the two numbers of a device stand.
-_OTHER_NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148), (329, 337), (337, 345))
+# Where mode, uid, gid and mtime stand, and the two numbers of a device, which are blank in old archives.
+_NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148))
+_DEVICE_NUMBERS = ((329, 337), (337, 345))
 _PAX_LENGTH = re.compile(rb"([1-9][0-9]{0,5}) ")
-# Keys of pax headers that say nothing about what is unpacked where.
-_PAX_IGNORED = re.compile(
-    r"(mtime|atime|ctime|uid|gid|uname|gname|comment"
-    r"|LIBARCHIVE\.(creationtime|xattr\..*)|SCHILY\.(xattr\..*|acl\..*|fflags|dev|ino|nlink)|RHT\..*)",
-    re.DOTALL,
+# Keys of pax headers that say nothing about what is unpacked where, and the values that every reader takes.
+_SECONDS = re.compile(rb"-?[0-9]{1,11}(\.[0-9]{1,20})?")
+_ID = re.compile(rb"[0-9]{1,9}")  # GNU tar takes them up to 2^32
+_COUNT = re.compile(rb"-?[0-9]{1,18}")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
+_TEXT = re.compile(rb"[^\0]*")
+_ANY = re.compile(rb".*", re.DOTALL)
+_PAX_IGNORED: tuple[tuple[re.Pattern[str], re.Pattern[bytes]], ...] = tuple(
+    (re.compile(keys, re.DOTALL), values)
+    for keys, values in (
+        (r"mtime|atime|ctime|LIBARCHIVE\.creationtime", _SECONDS),
+        (r"uid|gid", _ID),
+        (r"SCHILY\.(dev|ino|nlink)", _COUNT),
+        (r"uname|gname|comment|SCHILY\.(fflags|acl\..*)|RHT\..*", _TEXT),
+        (r"LIBARCHIVE\.xattr\..*", _BASE64),
+        (r"SCHILY\.xattr\..*", _ANY),
+    )
 )
 _KINDS = {
     b"1": "a hard link",
@@ -153,7 +166,7 @@ def read_members(source: ByteSource, policy: Policy, problems: Problems) -> Iter
                 raise ArchiveError(
                     ProblemCode.TOO_MANY_MEMBERS,
                     f"The archive has more than {policy.max_members} members; an adapter has three or so.",
-                    command="loradrop package FOLDER -o adapter.tar.gz",
+                    fix=Fix(FixKind.PACKAGE_FOLDER),
                 )
             if extensions.size not in (None, header.size):
                 raise _refused(f"A pax header gives a member {extensions.size} bytes, its own header {header.size}.")
@@ -240,8 +253,10 @@ def _next_header(source: ByteSource, *, is_first: bool) -> _Header | None:
     size = _number(block[124:136])
     if size is None:
         raise ArchiveError(ProblemCode.TAR_CORRUPT, "A header's size is no number, or below 0.")
-    if not all(_is_number_or_blank(block[begin:end]) for begin, end in _OTHER_NUMBERS):
-        # Python's tarfile takes such a header for the end of the archive.
+    numbers = (block[begin:end] for begin, end in _NUMBERS)
+    devices = (block[begin:end] for begin, end in _DEVICE_NUMBERS)
+    if not (all(map(_is_number, numbers)) and all(_is_number(one) or _BLANK.fullmatch(one) for one in devices)):
+        # GNU tar refuses such a header; Python's tarfile takes it for the end of the archive.
         raise ArchiveError(ProblemCode.TAR_CORRUPT, "A header's mode, owner, time or device is no number.")
     name = block[:100].partition(b"\0")[0]
     if block[257:263] != b"ustar\0":
@@ -261,8 +276,8 @@ def _octal(text: bytes) -> int | None:
     return None if match is None else int(match[1], 8)
 
 
-def _is_number_or_blank(text: bytes) -> bool:
-    return text[0] in (0x80, 0xFF) or bool(_OCTAL.fullmatch(text) or _BLANK.fullmatch(text))
+def _is_number(text: bytes) -> bool:
+    return text[0] in (0x80, 0xFF) or _OCTAL.fullmatch(text) is not None
 
 
 def _number(text: bytes) -> int | None:
@@ -308,8 +323,20 @@ def _apply_pax(key: str, value: bytes, extensions: _Extensions) -> None:
         extensions.size = int(value)
     elif key.startswith("GNU.sparse"):
         raise ArchiveError(ProblemCode.MEMBER_TYPE_REFUSED, "A member is a sparse file; only plain files are allowed.")
-    elif key != "linkpath" and not _PAX_IGNORED.fullmatch(key):
-        raise _refused(f"A pax header has the key {shown_name(key)}, which readers understand differently.")
+    elif key != "linkpath":
+        values = next((values for keys, values in _PAX_IGNORED if keys.fullmatch(key)), None)
+        if values is None:
+            raise _refused(f"A pax header has the key {shown_name(key)}, which readers understand differently.")
+        if not values.fullmatch(value) or (values is _TEXT and not _is_utf8(value)):
+            raise _refused(f"A pax header has a value of {shown_name(key)} that some readers refuse.")
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _pax_records(data: bytes) -> dict[str, bytes]:
@@ -336,7 +363,7 @@ def _refuse_hidden_data(source: ByteSource) -> None:
             raise ArchiveError(
                 ProblemCode.TAR_HIDDEN_DATA,
                 "Data follows the archive's end mark: a second archive, or members that most readers never see.",
-                command="tar -czf adapter.tar.gz -C FOLDER .",
+                fix=Fix(FixKind.PACKAGE_FOLDER),
             )
 
 
@@ -352,11 +379,11 @@ def _not_a_tar(block: bytes) -> ArchiveError:
     if not block:
         found = "nothing"
     elif block.startswith(GZIP_MAGIC):
-        found = "gzip data once more: it was compressed twice"
+        found = "gzip data again, so it was compressed twice"
     else:
-        found = what_is_it(block) or "something that cannot be told"
+        found = what_is_it(block) or "of an unknown kind"
     return ArchiveError(
         ProblemCode.NOT_TAR,
-        f"The gzip data holds no tar archive but {found}.",
-        command="tar -czf adapter.tar.gz -C FOLDER .",
+        f"The gzip data is not a tar archive: it is {found}.",
+        fix=Fix(FixKind.PACKAGE_FOLDER),
     )

@@ -16,8 +16,9 @@ _SUFFIXES = (
     (".lora_embedding_A", "A", True),
     (".lora_embedding_B", "B", True),
 )
-# vLLM skips these two: PEFT saves them beside a LoRA of an embedding.
-_SKIPPED = (f".{EMBEDDING_MODULE}.base_layer.weight", f".{HEAD_MODULE}.base_layer.weight")
+# PEFT saves the base's own embeddings beside a LoRA of them. vLLM reads them into memory, and then skips them.
+_BASE_LAYER = ".base_layer.weight"
+_SKIPPED = (f".{EMBEDDING_MODULE}{_BASE_LAYER}", f".{HEAD_MODULE}{_BASE_LAYER}")
 _TELLING_MARKS = (
     ("lora_magnitude_vector", "it belongs to DoRA"),
     (".default", "the adapter's name is in it; save with save_pretrained, not with torch.save"),
@@ -34,6 +35,10 @@ _TELLING_MARKS = (
     ("prompt_embeddings", "it belongs to prompt tuning"),
     (".weight", "it is a whole module (modules_to_save, or a trained embedding), not LoRA"),
 )
+# Trained, every row of their lora_B has changed. A fused projection may be made of its parts, of which one was not trained;
+# embeddings may have rows of tokens that never came.
+_WHOLE_PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+_MIN_LOST_PART = 1 / 8
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.")
 _MIXTURE = re.compile(r"(^|\.)(experts?|router|block_sparse_moe|shared_expert(_gate)?)(\.|$)")
 
@@ -63,8 +68,15 @@ def match_modules(
                 f"{shown(tensor.name)} holds NaN or infinity: the training diverged.",
                 place=tensor.name,
             )
+        if tensor.name in weights.huge:
+            problems.add_grouped(
+                ProblemCode.MAGNITUDE_UNUSUAL,
+                f"{shown(tensor.name)} holds numbers above 512; trained LoRA weights are far below 1 as a rule.",
+                place=tensor.name,
+            )
         _check_dtype(tensor, problems)
         if tensor.name.endswith(_SKIPPED):
+            _check_base_layer(tensor, profile, problems)
             continue
         side, path, is_embedding = _split(tensor.name)
         if side is not None:
@@ -72,7 +84,7 @@ def match_modules(
         if side is None or is_embedding is not (path.rpartition(".")[2] == EMBEDDING_MODULE):
             problems.add_grouped(
                 ProblemCode.TENSOR_NAME_UNEXPECTED,
-                f"The engine does not take a tensor of the name {shown(tensor.name)}{_why_unexpected(tensor.name)}.",
+                f"The engine does not accept the tensor name {shown(tensor.name)}{_why_unexpected(tensor.name)}.",
                 place=tensor.name,
             )
             continue
@@ -106,15 +118,38 @@ def match_modules(
             ProblemCode.LORA_PAIR_INCOMPLETE, f"{path} has lora_{side} and no lora_{other}.", place=tensor.name
         )
     _check_effect(pairs, weights, problems)
+    if config is not None:
+        _check_unread_patterns(pairs, config, profile, problems)
     return tuple(pairs)
 
 
 def _split(name: str) -> tuple[str | None, str, bool]:
     """Which half a tensor is, of which module, and whether by the names of an embedding."""
+    path = _module_path(name)
     for suffix, side, is_embedding in _SUFFIXES:
-        if name.endswith(suffix):
-            return side, name.removeprefix(PEFT_PREFIX).removesuffix(suffix), is_embedding
+        if path.endswith(suffix):
+            return side, path.removesuffix(suffix), is_embedding
     return None, name, False
+
+
+def _module_path(name: str) -> str:
+    # As the engine has it: where the prefix stands at the beginning, each occurrence of it goes.
+    return name.replace(PEFT_PREFIX, "") if name.startswith(PEFT_PREFIX) else name
+
+
+def _check_base_layer(tensor: Tensor, profile: BaseProfile, problems: Problems) -> None:
+    """Of the base's own embeddings, in their shape. Anything else is ballast that fills the host's memory."""
+    path = _module_path(tensor.name).removesuffix(_BASE_LAYER)
+    embeddings = {profile.module_path(module, 0) for module in (EMBEDDING_MODULE, HEAD_MODULE)}
+    expected = (profile.vocab_size, profile.hidden_size)
+    if path in embeddings and tensor.shape == expected:
+        return
+    problems.add_grouped(
+        ProblemCode.BASE_LAYER_UNEXPECTED,
+        f"{shown(tensor.name)} is {shown(tensor.shape)}; of the base's own weights only those of "
+        f"{' and '.join(sorted(embeddings))} may be there, as {shown(expected)}.",
+        place=tensor.name,
+    )
 
 
 def _why_unexpected(name: str) -> str:
@@ -128,10 +163,10 @@ def _locate(path: str, name: str, profile: BaseProfile, problems: Problems) -> t
     layer = int(match[1]) if match else None
     if _MIXTURE.search(path):
         code = ProblemCode.MOE_UNSUPPORTED
-        message = f"is a part of a mixture of experts; the base {profile.name} is dense."
+        message = f"belongs to a mixture of experts; the base {profile.name} is dense."
     elif module not in profile.lora_modules:
         code = ProblemCode.MODULE_UNSUPPORTED
-        message = f"takes no LoRA on {profile.name}; what does: {', '.join(profile.lora_modules)}."
+        message = f"takes no LoRA on {profile.name}. These do: {', '.join(profile.lora_modules)}."
     elif path != (expected := profile.module_path(module, layer or 0)):
         code = ProblemCode.MODULE_PATH_UNKNOWN
         message = f"does not exist in {profile.name}, where it would be {expected}: nothing would be applied."
@@ -197,11 +232,32 @@ def _check_effect(pairs: list[Pair], weights: Weights, problems: Problems) -> No
             "as one that was saved before it was trained.",
         )
         return
+    for pair in pairs:
+        zeros = weights.zero_run_bytes.get(pair.b.name, 0)
+        size = pair.b.end - pair.b.begin
+        if pair.module in _WHOLE_PROJECTIONS and zeros >= size * _MIN_LOST_PART:
+            problems.add_grouped(
+                ProblemCode.PARTLY_UNTRAINED,
+                f"{shown(pair.b.name)} has {zeros} of its {size} bytes in runs of zeros: a part of it was not saved.",
+                place=pair.b.name,
+            )
     for pair in dead:
         side, tensor = ("B", pair.b) if pair.b.name in weights.zero else ("A", pair.a)
         problems.add_grouped(
             ProblemCode.DEAD_MODULES, f"{pair.path} has only zeros in lora_{side}: no effect.", place=tensor.name
         )
+
+
+def _check_unread_patterns(pairs: list[Pair], config: AdapterConfig, profile: BaseProfile, problems: Problems) -> None:
+    for pair in pairs:
+        if (key := config.unread_pattern_of(pair.path)) is not None:
+            problems.add_grouped(
+                ProblemCode.PATTERN_UNSUPPORTED,
+                f"{key} changes {pair.path}; the engine (vLLM {profile.engine_version}) ignores patterns, and would apply "
+                "a wrong scale. They are honoured from 0.32 on.",
+                place=pair.path,
+                consequence=Consequence.SILENT,
+            )
 
 
 def scalings(pairs: tuple[Pair, ...], config: AdapterConfig) -> Mapping[float, int]:

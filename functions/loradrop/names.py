@@ -2,10 +2,12 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
 
 UPLOAD_PREFIX = "adapters/"
 UPLOAD_SUFFIX = ".tar.gz"
+REPORT_PREFIX = "reports/"
+# The report of the key `adapters/.tar.gz`.
+UNNAMED = "(no name)"
 
 MAX_ADAPTER_NAME_CHARACTERS = 128
 # SageMaker: [a-zA-Z0-9]([\-a-zA-Z0-9]*[a-zA-Z0-9])?, at most 63 characters (CreateInferenceComponent).
@@ -28,19 +30,9 @@ class AdapterNameInvalidError(ValueError):
     """The key names no adapter; the message says what is allowed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """One object version in the upload bucket, as its Object Created event tells it."""
-
-    bucket: str
-    key: str
-    version_id: str
-    sequencer: str
-    size_bytes: int
-
-    @property
-    def uri(self) -> str:
-        return f"s3://{self.bucket}/{self.key}"
+def is_upload_key(key: str) -> bool:
+    """Whether a key is of the form that starts a deployment, whatever adapter it names."""
+    return key.startswith(UPLOAD_PREFIX) and key.endswith(UPLOAD_SUFFIX)
 
 
 def key_stem(key: str) -> str:
@@ -48,16 +40,20 @@ def key_stem(key: str) -> str:
     return key.removeprefix(UPLOAD_PREFIX).removesuffix(UPLOAD_SUFFIX)
 
 
+def is_adapter_name(name: str) -> bool:
+    return len(name) <= MAX_ADAPTER_NAME_CHARACTERS and _ADAPTER_NAME.fullmatch(name) is not None
+
+
 def check_adapter_name(name: str) -> None:
     """Raises AdapterNameInvalidError, with the rule in its message, where an adapter cannot be called so."""
-    if len(name) > MAX_ADAPTER_NAME_CHARACTERS or not _ADAPTER_NAME.fullmatch(name):
+    if not is_adapter_name(name):
         raise AdapterNameInvalidError(f"{name!r} is no adapter name. Allowed: {ADAPTER_NAME_RULE}.")
 
 
 def adapter_name(key: str) -> str:
     """The adapter that a key names. Raises AdapterNameInvalidError with the rule in its message."""
     name = key_stem(key)
-    if not (key.startswith(UPLOAD_PREFIX) and key.endswith(UPLOAD_SUFFIX)):
+    if not is_upload_key(key):
         raise AdapterNameInvalidError(f"The key {key!r} is not of the form {UPLOAD_PREFIX}<adapter>{UPLOAD_SUFFIX}.")
     try:
         check_adapter_name(name)
@@ -66,13 +62,23 @@ def adapter_name(key: str) -> str:
     return name
 
 
-def component_name(adapter: str, release: str, *, endpoint: str, base: str) -> str:
-    """The name of the component that serves a release, the same each time it is asked for.
+def upload_key(adapter: str) -> str:
+    return f"{UPLOAD_PREFIX}{adapter}{UPLOAD_SUFFIX}"
 
-    Names are unique in an account and region, so the digest holds the endpoint and the base as well: two stacks
-    that serve the same bytes do not meet. The readable part is for the console; the digest alone tells apart.
+
+def nameless_adapter(key: str) -> str:
+    """What the registry keeps a key under that names no adapter. No adapter's name begins like this."""
+    return f"!{key}"
+
+
+def component_name(adapter: str, release: str, *, endpoint: str, base: str, attempt: str) -> str:
+    """The name of the component that one attempt makes for a release, the same each time that attempt asks.
+
+    Names are unique in an account and region, so the digest holds endpoint and base as well; and the attempt, so that
+    nothing that comes late meets anybody else's component. The readable part is for the console.
     """
-    digest = hashlib.sha256("\0".join((endpoint, base, adapter, release)).encode()).hexdigest()[:_DIGEST_CHARACTERS]
+    parts = "\0".join((endpoint, base, adapter, release, attempt))
+    digest = hashlib.sha256(parts.encode()).hexdigest()[:_DIGEST_CHARACTERS]
     room = MAX_COMPONENT_NAME_CHARACTERS - len(digest) - 1
     readable = re.sub(r"[^A-Za-z0-9]+", "-", adapter)[:room].strip("-")
     return f"{readable}-{digest}"
@@ -86,12 +92,22 @@ def release_manifest_key(adapter: str, release: str) -> str:
     return f"releases/{adapter}/{release}.json"
 
 
+def answers_key(adapter: str, release: str, order: str) -> str:
+    """Where all the answers of an upload's smoke test lie, in the release bucket."""
+    return f"smoke/{adapter}/{release}-{order}.json"
+
+
+def validation_key(adapter: str, order: str) -> str:
+    """Where the whole validation report of a rejected upload lies, in the release bucket."""
+    return f"validations/{adapter}/{order}.json"
+
+
 def report_key(key: str) -> str:
     """Where the report on an upload's adapter lies, in the upload bucket; also for a key that names no adapter."""
-    return f"reports/{key_stem(key)}.json"
+    return f"{REPORT_PREFIX}{key_stem(key) or UNNAMED}.json"
 
 
-def comparable_sequencer(sequencer: str) -> str:
+def order_of(sequencer: str) -> str:
     """A sequencer as a string that sorts as S3 orders the events of one key: hexadecimal, padded from the left.
 
     Raises ValueError if it is not hexadecimal or longer than SEQUENCER_DIGITS.
@@ -99,3 +115,8 @@ def comparable_sequencer(sequencer: str) -> str:
     if not _HEXADECIMAL.fullmatch(sequencer) or len(sequencer) > SEQUENCER_DIGITS:
         raise ValueError(f"The sequencer {sequencer!r} is not 1 to {SEQUENCER_DIGITS} hexadecimal digits.")
     return sequencer.upper().zfill(SEQUENCER_DIGITS)
+
+
+def order_behind(order: str, milliseconds: int) -> str:
+    """The order of a decision that has no event of its own: above what it repairs, below every later event."""
+    return f"{order[:SEQUENCER_DIGITS]}.{milliseconds:013d}"

@@ -1,96 +1,161 @@
-"""How an upload ended, in words: what happened, to which upload, why, and what to do."""
+"""How an upload ended, in words: a heading, what was found, what is live now, and which upload it was."""
 
 import json
-from contextlib import suppress
-from enum import StrEnum
 from typing import Any
 
-MAX_SENTENCE_CHARACTERS = 4_000
-# Earlier uploads that a report keeps beside the newest.
-MAX_EARLIER_ENTRIES = 20
+from loradrop.deployment import Deployment, Upload
+from loradrop.lifecycle import Live, Outcome
+from loradrop.problems import clipped, printable
+from loradrop.rendering import Source, counted, plain
+from loradrop.validation_report import ValidationReport
+
+# Step Functions takes a cause of 32,768 characters; a mail is read on a phone.
+MAX_MESSAGE_CHARACTERS = 4_000
+# Of one entry in the outcome report; the validation of the newest is in it.
+MAX_ENTRY_BYTES = 32 * 1024
 
 
-class Outcome(StrEnum):
-    DEPLOYED = "deployed"
-    REJECTED = "rejected"
-    FAILED = "failed"
-    SUPERSEDED = "superseded"
+def intended(deployment: Deployment) -> Outcome:
+    """The outcome as the attempt sees it. The registry has the last word: an answer may have been lost."""
+    if deployment.promotion is not None:
+        return Outcome.DEPLOYED
+    if deployment.failure is None and deployment.superseded is not None:
+        return Outcome.SUPERSEDED
+    if deployment.failure is None and deployment.validation is not None and not deployment.validation["accepted"]:
+        return Outcome.REJECTED
+    return Outcome.FAILED
 
 
-def failure_reason(failure: dict[str, Any]) -> str:
-    """The sentence in what Step Functions caught: {Error, Cause}, Cause being a Lambda's error as JSON or plain text."""
-    error, cause = failure.get("Error", "Unknown"), failure.get("Cause", "")
-    with suppress(ValueError, KeyError, TypeError):
-        cause = json.loads(cause)["errorMessage"]
-    return f"{error}: {cause}"[:MAX_SENTENCE_CHARACTERS] if cause else str(error)
+def message(outcome: Outcome, deployment: Deployment, live: Live | None) -> str:
+    """A readable message. Its beginning and its end always stand; what lies between is cut if it is too long."""
+    upload = deployment.begun
+    adapter = upload.shown_adapter
+    head, tail = _head(outcome, deployment, adapter), [*_tail(outcome, deployment, live), _which(upload)]
+    room = MAX_MESSAGE_CHARACTERS - len(head) - sum(len(line) + 1 for line in tail) - 2
+    body = ""
+    if outcome is Outcome.DEPLOYED:
+        body = clipped(_deployed(deployment, live), room)
+    elif outcome is Outcome.REJECTED:
+        body = _rejected(deployment, room)
+    elif outcome is Outcome.FAILED:
+        body = clipped(_failed(deployment), room)
+    return "\n".join([head, *([body] if body else []), *tail])
 
 
-def describe(outcome: Outcome, known: dict[str, Any], live: dict[str, str] | None) -> str:
-    """A readable message. `known` is what the execution found out; `live` is the adapter's pointer as it now is."""
-    upload = known["upload"]
-    adapter = upload["adapter"]
+def _head(outcome: Outcome, deployment: Deployment, adapter: str) -> str:
     match outcome:
         case Outcome.DEPLOYED:
-            sentences = [f"{adapter} is live: component {known['release']['component']}.", known["smoke"]["summary"]]
-            sentences.append(
-                f"Median latency: adapter {known['smoke']['adapter_ms']} ms, base {known['smoke']['base_ms']} ms."
-            )
-            sentences += [f"Warning: {warning['message']}" for warning in known["validation"]["warnings"]]
+            return f"{adapter} is live."
         case Outcome.REJECTED:
-            sentences = [f"{adapter} was rejected.", known["validation"]["summary"], _unchanged(live)]
+            report = ValidationReport.from_dict(deployment.validation or {})
+            return f"{adapter} was rejected: {counted(report.problems, report.left_out.problems)}."
         case Outcome.FAILED:
-            sentences = [f"{adapter} could not be deployed.", _why_failed(known), _left_behind(known), _unchanged(live)]
-            sentences.append("Mend the cause, then upload the tarball again.")
+            return f"{adapter} could not be deployed."
         case Outcome.SUPERSEDED:
-            by = known.get("claim", {}).get("superseded_by") or {}
-            newer = f"version {by['version_id']}" if by.get("version_id") else "one that is live already"
-            sentences = [
-                f"This upload of {adapter} ends here: a newer upload ({newer}) goes before it.",
-                _unchanged(live),
-            ]
-    sentences.append(f"Upload: s3://{upload['bucket']}/{upload['key']}, version {upload['version_id']}.")
-    return " ".join(sentence for sentence in sentences if sentence)[:MAX_SENTENCE_CHARACTERS]
+            return _superseded(deployment, adapter)
+        case Outcome.REMOVED:
+            return f"{adapter} was removed: its tarball was deleted."
 
 
-def _why_failed(known: dict[str, Any]) -> str:
-    if known.get("failure"):
-        return failure_reason(known["failure"])
-    return f"Smoke test failed: {known['smoke']['summary']}"
+def _tail(outcome: Outcome, deployment: Deployment, live: Live | None) -> list[str]:
+    if outcome is Outcome.DEPLOYED:
+        return []
+    if outcome is not Outcome.FAILED:
+        return [_unchanged(live)]
+    if deployment.full_at is not None:
+        return [_unchanged(live), "It is tried again by itself when there is room on the endpoint."]
+    return [_unchanged(live), "Fix the cause, then upload the tarball again."]
 
 
-def _left_behind(known: dict[str, Any]) -> str:
-    left = known.get("left_behind")
-    if not left:
-        return ""
-    command = f"aws sagemaker delete-inference-component --inference-component-name {left['component']}"
-    reason = failure_reason(left["failure"])
-    return f"Its component could not be deleted ({reason}) and still takes a slot; delete it with: {command}."
+def _which(upload: Upload) -> str:
+    if upload.heals:
+        return f"Healed without a new upload, from the release of {upload.shown}."
+    if not upload.version_id:
+        return f"Tarball: {upload.shown}."
+    return f"Upload: {upload.shown}."
 
 
-def _unchanged(live: dict[str, str] | None) -> str:
+def _deployed(deployment: Deployment, live: Live | None) -> str:
+    lines = []
+    component = deployment.component.name if deployment.component else live.component if live else None
+    if component:
+        lines.append(f"Component: {component}.")
+    if deployment.promotion and deployment.promotion.replaced and deployment.begun.heals:
+        lines.append(f"It replaced {deployment.promotion.replaced}, which was broken.")
+    elif deployment.promotion and deployment.promotion.replaced:
+        lines.append(f"It replaced {deployment.promotion.replaced}, which stays as a standby for the grace period.")
+    if deployment.smoke:
+        smoke = deployment.smoke
+        lines += [smoke.summary, f"Median latency: adapter {smoke.adapter_ms} ms, base {smoke.base_ms} ms."]
+    if deployment.validation:
+        report = ValidationReport.from_dict(deployment.validation)
+        lines += [plain((), report.warnings, MAX_MESSAGE_CHARACTERS // 2)] if report.warnings else []
+    return "\n".join(lines)
+
+
+def _rejected(deployment: Deployment, room: int) -> str:
+    report = ValidationReport.from_dict(deployment.validation or {})
+    whole = f"\nThe whole report: {deployment.validation_report}" if deployment.validation_report else ""
+    left_out = report.left_out.problems + report.left_out.warnings
+    source = Source(deployment.begun.uri)
+    return plain(report.problems, report.warnings, room - len(whole), source=source, left_out=left_out) + whole
+
+
+def _failed(deployment: Deployment) -> str:
+    lines = []
+    if deployment.failure:
+        lines.append(printable_lines(deployment.failure.reason))
+    elif deployment.smoke:
+        lines.append(f"The smoke test failed. {deployment.smoke.summary}")
+        if deployment.smoke.answers:
+            lines.append(f"All answers: {deployment.smoke.answers}")
+    if deployment.left_behind and deployment.component:
+        lines.append(
+            f"Its component {deployment.component.name} could not be deleted yet ({deployment.left_behind.Error}); "
+            "the next reconciliation deletes it."
+        )
+    return "\n".join(lines)
+
+
+def _superseded(deployment: Deployment, adapter: str) -> str:
+    by = deployment.superseded
+    if by is not None and by.removed:
+        return f"This upload of {adapter} ends here: the adapter was removed after it."
+    newer = f"version {by.version_id}" if by is not None and by.version_id else "one that is live already"
+    return f"This upload of {adapter} ends here: a newer one ({newer}) supersedes it."
+
+
+def _unchanged(live: Live | None) -> str:
     if live is None:
         return "No component of this adapter is live."
-    return f"What was live stays live: component {live['component']}."
+    return f"What was live stays live: component {live.component}."
 
 
-def merge_report(current: dict[str, Any] | None, entry: dict[str, Any], adapter: str) -> dict[str, Any]:
-    """The adapter's report with one more entry: the newest upload's first, by sequencer, the others after it.
-
-    `current` is what lies in the bucket, which uploaders can write: anything of another form is started anew.
-    """
-    entries = [entry]
-    if isinstance(current, dict):
-        old = [current.get("newest"), *(current["earlier"] if isinstance(current.get("earlier"), list) else [])]
-        entries += [
-            one for one in old if _is_entry(one) and one["upload"]["version_id"] != entry["upload"]["version_id"]
-        ]
-    entries.sort(key=lambda one: str(one["upload"]["sequencer"]).upper().zfill(40), reverse=True)
-    return {"adapter": adapter, "newest": entries[0], "earlier": entries[1 : 1 + MAX_EARLIER_ENTRIES]}
+def printable_lines(text: str) -> str:
+    """Text of AWS's or the model server's, which may repeat an uploader's: line by line, nothing that a terminal obeys."""
+    return "\n".join(printable(line) for line in text.splitlines())
 
 
-def _is_entry(one: object) -> bool:
-    return (
-        isinstance(one, dict)
-        and isinstance(one.get("upload"), dict)
-        and {"version_id", "sequencer"} <= one["upload"].keys()
-    )
+def entry(outcome: str, deployment: Deployment, text: str, at: str, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What the history keeps of an upload. At most MAX_ENTRY_BYTES in UTF-8: else the validation is left out."""
+    record = deployment.to_dict()
+    for name in ("version", "event"):
+        record.pop(name, None)
+    found: dict[str, Any] = {"outcome": outcome, "message": text, "at": at, **record}
+    if notes:
+        found["notes"] = list(notes)
+    if len(json.dumps(found, ensure_ascii=False).encode()) > MAX_ENTRY_BYTES:
+        found.pop("validation", None)
+        found["left_out"] = ["validation"]
+    return found
+
+
+def figures(deployment: Deployment, at: str) -> dict[str, str | int | float]:
+    """What lists and histories show of an upload in numbers. Times are in seconds and milliseconds."""
+    found: dict[str, str | int | float] = {"finished_at": at}
+    if deployment.component is not None:
+        found["seconds_to_in_service"] = deployment.component.waited_seconds
+    if deployment.smoke is not None:
+        smoke = deployment.smoke
+        found |= {"smoke_prompts": smoke.prompts, "adapter_ms": smoke.adapter_ms, "base_ms": smoke.base_ms}
+    return found

@@ -1,4 +1,4 @@
-"""A folder as a tar.gz, made while it is read: what judging a folder and packaging one have in common.
+"""A folder as a tar.gz, made while it is read: what validating a folder and packaging one have in common.
 
 The tarball has one form for one content, on every machine: names in order, no times, owners or modes of the files, no
 name or time in the gzip header.
@@ -17,10 +17,11 @@ from typing import BinaryIO
 
 from loradrop.archive import BLOCK
 from loradrop.profile import BaseProfile
-from loradrop.report import Report
+from loradrop.validation_report import ValidationReport
 from loradrop.validator import ADAPTER_FILES, validate
 
 Advance = Callable[[int], None]
+Choose = Callable[[str | None], BaseProfile | None]  # a profile by the base that an adapter names
 
 _CHUNK_BYTES = 256 * 1024
 # Neither name nor time, and "unknown" as the system: zlib would write the one it was built on.
@@ -81,22 +82,28 @@ def size_of(entries: Iterable[Entry]) -> int:
     return sum(entry.path.stat().st_size for entry in entries if entry.kind == tarfile.REGTYPE)
 
 
-def judge_folder(folder: Path, profile: BaseProfile, advance: Advance) -> Report:
-    """The verdict on the tarball of everything in the folder."""
-    # Not compressed: the judge would only have to unpack it again.
+def validate_folder(
+    folder: Path, profile: BaseProfile, advance: Advance, choose: Choose | None = None
+) -> ValidationReport:
+    """The report on the tarball of everything in the folder."""
+    # Not compressed: the validator would only have to unpack it again.
     return without_tarball(
-        _judge_packed(all_entries(folder), profile, zlib.compressobj(0, wbits=-zlib.MAX_WBITS), advance)
+        _validate_packed(
+            all_entries(folder), profile, zlib.compressobj(0, wbits=-zlib.MAX_WBITS), advance, choose=choose
+        )
     )
 
 
-def without_tarball(report: Report) -> Report:
-    """The report on a tarball that was made for the judge alone: without a SHA-256, for nobody will ever see it."""
+def without_tarball(report: ValidationReport) -> ValidationReport:
+    """The report on a tarball that was made for the validator alone: without a SHA-256, for nobody will ever see it."""
     manifest = None if report.manifest is None else dataclasses.replace(report.manifest, sha256=None)
     return dataclasses.replace(report, sha256=None, manifest=manifest)
 
 
-def package(folder: Path, output: Path, profile: BaseProfile, advance: Advance) -> Report:
-    """Writes the adapter's own files to `output`; only if the judge, reading what is written, accepts it."""
+def package(
+    folder: Path, output: Path, profile: BaseProfile, advance: Advance, choose: Choose | None = None
+) -> ValidationReport:
+    """Writes the adapter's own files to `output`; only if the validator, reading what is written, accepts it."""
     entries = own_entries(folder)
     if any(output.exists() and output.samefile(entry.path) for entry in entries):
         raise PackingError(f"{output} is one of the adapter's own files; choose another name for the tarball.")
@@ -104,7 +111,7 @@ def package(folder: Path, output: Path, profile: BaseProfile, advance: Advance) 
     compressor = zlib.compressobj(6, wbits=-zlib.MAX_WBITS, strategy=zlib.Z_HUFFMAN_ONLY)
     with part_beside(output) as part:
         with part.open("xb") as sink:
-            report = _judge_packed(entries, profile, compressor, advance, sink)
+            report = _validate_packed(entries, profile, compressor, advance, sink, choose)
             sink.flush()
             os.fsync(sink.fileno())
         if report.accepted:
@@ -134,18 +141,19 @@ def part_beside(output: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _judge_packed(
+def _validate_packed(
     entries: Iterable[Entry],
     profile: BaseProfile,
     compressor: "zlib._Compress",
     advance: Advance,
     sink: BinaryIO | None = None,
-) -> Report:
-    return validate(Pieces(_gzipped(_tarred(entries, advance), compressor), sink), profile)
+    choose: Choose | None = None,
+) -> ValidationReport:
+    return validate(Pieces(_gzipped(_tarred(entries, advance), compressor), sink), profile, choose=choose)
 
 
 class Pieces:
-    """Bytes as they are made, for the judge to read; written to `sink` on the way, so that what was judged is what was written."""
+    """Bytes as they are made, for the validator to read; written to `sink` on the way, so that what was validated is what was written."""
 
     def __init__(self, pieces: Iterator[bytes], sink: BinaryIO | None = None) -> None:
         self._pieces = pieces

@@ -18,6 +18,13 @@ class Policy:
     max_ratio: int = 100
     ratio_free_bytes: int = 32 * MIB
 
+    # What cannot be compressed is stored, at 5 bytes for each 64 KiB. More is empty blocks, which take time and hold nothing.
+    max_deflate_overhead: float = 0.01
+    deflate_overhead_free_bytes: int = 1 * MIB
+    # Of the thread that inflates: an ordinary archive comes at 100 to 500 MB/s. Blocks made to be slow come at 3.
+    min_inflate_bytes_per_second: float = 20e6
+    inflate_free_seconds: float = 5.0
+
     # `save_pretrained` writes 3 files, a Trainer checkpoint with its tokenizer about 15.
     max_members: int = 256
     # What every file system takes.

@@ -4,9 +4,10 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 MAX_EXAMPLES = 5
 MAX_PROBLEMS_PER_CODE = 8
@@ -22,30 +23,39 @@ class Severity(StrEnum):
 class Consequence(StrEnum):
     """What would have happened, had the adapter been served all the same."""
 
-    FAIL = "the engine raises, and may take the base and its other adapters down with it"
-    SILENT = "it loads, and answers wrongly or exactly like the base"
-    UNSAFE = "it may run code, hide content, or exhaust whoever unpacks it"
-    NEVER_READ = "it never gets as far as the engine"
-    NONE = "it is served, and may not do what was meant"
+    sentence: str
+
+    def __new__(cls, code: str, sentence: str) -> "Consequence":
+        member = str.__new__(cls, code)
+        member._value_ = code
+        member.sentence = sentence
+        return member
+
+    FAIL = ("fail", "The engine raises an error, and may take the base and its other adapters down with it.")
+    SILENT = ("silent", "It loads, and answers wrongly or exactly like the base.")
+    UNSAFE = ("unsafe", "It can run code, hide content, or exhaust the program that unpacks it.")
+    POLICY = ("policy", "The engine would serve it. It is loradrop's own policy not to.")
+    NEVER_READ = ("never_read", "It never reaches the engine.")
+    NONE = ("none", "It is served, but may not do what was meant.")
 
 
 class ProblemCode(StrEnum):
-    """Each member: its code, severity, what the engine would have done, what it is, how to mend it."""
+    """Each member: its code, severity, what the engine would have done, what it is, how to fix it."""
 
     severity: Severity
     consequence: Consequence
     meaning: str
-    mending: str
+    how_to_fix: str
 
     def __new__(
-        cls, code: str, severity: Severity, consequence: Consequence, meaning: str, mending: str
+        cls, code: str, severity: Severity, consequence: Consequence, meaning: str, how_to_fix: str
     ) -> "ProblemCode":
         member = str.__new__(cls, code)
         member._value_ = code
         member.severity = severity
         member.consequence = consequence
         member.meaning = meaning
-        member.mending = mending
+        member.how_to_fix = how_to_fix
         return member
 
     # The upload
@@ -54,8 +64,8 @@ class ProblemCode(StrEnum):
         "ADAPTER_NAME_INVALID",
         Severity.ERROR,
         Consequence.NEVER_READ,
-        "The key between `adapters/` and `.tar.gz` is no adapter name.",
-        "Upload under a key that the message's rule allows.",
+        "The key between `adapters/` and `.tar.gz` is not a valid adapter name.",
+        "Upload it under a valid name: the message says what is allowed.",
     )
     UPLOAD_TOO_LARGE = (
         "UPLOAD_TOO_LARGE",
@@ -71,12 +81,44 @@ class ProblemCode(StrEnum):
         "The object version was deleted before it was read.",
         "Upload it again.",
     )
+    UPLOAD_NOT_VERSIONED = (
+        "UPLOAD_NOT_VERSIONED",
+        Severity.ERROR,
+        Consequence.NEVER_READ,
+        "The upload has no version id: versioning is suspended on the upload bucket. loradrop reads one exact version, "
+        "so that nothing can change between validation and serving.",
+        "Enable versioning on the bucket, then upload the tarball again.",
+    )
+    UPLOAD_ARCHIVED = (
+        "UPLOAD_ARCHIVED",
+        Severity.ERROR,
+        Consequence.NEVER_READ,
+        "The upload is in an archive storage class (GLACIER or DEEP_ARCHIVE), which cannot be read at once.",
+        "Upload the tarball again without `--storage-class`, or restore it and copy it.",
+    )
+    UPLOAD_UNREADABLE = (
+        "UPLOAD_UNREADABLE",
+        Severity.ERROR,
+        Consequence.NEVER_READ,
+        "S3 refuses to let the validator read the upload. It is usually encrypted with a KMS key that the validator may "
+        "not use.",
+        "Upload the tarball again without a KMS key of your own (`--sse AES256`), or let ValidateAdapter's role use the "
+        "key.",
+    )
+    KEY_STARTS_NOTHING = (
+        "KEY_STARTS_NOTHING",
+        Severity.ERROR,
+        Consequence.NEVER_READ,
+        "The key is not `adapters/NAME.tar.gz`, so the upload deploys nothing. `.tgz`, `.TAR.GZ` and other prefixes do "
+        "not count.",
+        "Upload the tarball under the key `adapters/NAME.tar.gz`.",
+    )
     UPLOAD_EMPTY = (
         "UPLOAD_EMPTY",
         Severity.ERROR,
         Consequence.FAIL,
         "The upload has no bytes.",
-        "Upload it again; look at the size of the local file first.",
+        "Check the size of the local file, and upload it again.",
     )
 
     # The gzip stream
@@ -93,7 +135,7 @@ class ProblemCode(StrEnum):
         Severity.ERROR,
         Consequence.FAIL,
         "The compressed data does not decode, or its checksum or length disagrees.",
-        "The file was damaged on its way: make it anew, and upload it in binary mode.",
+        "The file was damaged: make it again, and transfer it in binary mode.",
     )
     GZIP_TRUNCATED = (
         "GZIP_TRUNCATED",
@@ -115,14 +157,22 @@ class ProblemCode(StrEnum):
         Severity.ERROR,
         Consequence.UNSAFE,
         "Bytes that belong to no archive follow the compressed data.",
-        "Make the archive anew with `loradrop package`.",
+        "Make the archive again with `loradrop package`.",
     )
     COMPRESSION_RATIO_TOO_HIGH = (
         "COMPRESSION_RATIO_TOO_HIGH",
         Severity.ERROR,
         Consequence.UNSAFE,
         "The data unpacks to far more than trained weights do: a decompression bomb, or weights that are one constant.",
-        "Upload a trained adapter; trained weights compress to no less than a fifth.",
+        "Upload a trained adapter; trained weights compress to a fifth at most.",
+    )
+    COMPRESSION_WASTEFUL = (
+        "COMPRESSION_WASTEFUL",
+        Severity.ERROR,
+        Consequence.UNSAFE,
+        "The compressed data is larger than what it unpacks to, or takes far longer to unpack than ordinary data: it is made "
+        "of blocks that hold little or nothing.",
+        "Make the archive again with `loradrop package`.",
     )
     UNPACKED_TOO_LARGE = (
         "UNPACKED_TOO_LARGE",
@@ -138,7 +188,7 @@ class ProblemCode(StrEnum):
         "NOT_TAR",
         Severity.ERROR,
         Consequence.FAIL,
-        "What is compressed is no tar archive. The message names what it is, where that can be told.",
+        "The compressed data is not a tar archive. The message names what it is, if that can be recognised.",
         "Make it with `tar -czf` or `loradrop package`.",
     )
     TAR_CORRUPT = (
@@ -146,14 +196,14 @@ class ProblemCode(StrEnum):
         Severity.ERROR,
         Consequence.UNSAFE,
         "A header of the tar archive is damaged. Some readers stop there in silence and miss what follows.",
-        "Make the archive anew with `tar -czf` or `loradrop package`.",
+        "Make the archive again with `tar -czf` or `loradrop package`.",
     )
     TAR_TRUNCATED = (
         "TAR_TRUNCATED",
         Severity.ERROR,
         Consequence.FAIL,
         "The tar archive ends inside a member, or without its end mark.",
-        "Make the archive anew: the program that wrote it did not finish.",
+        "Make the archive again: the program that wrote it did not finish.",
     )
     TAR_HIDDEN_DATA = (
         "TAR_HIDDEN_DATA",
@@ -174,7 +224,7 @@ class ProblemCode(StrEnum):
         Severity.ERROR,
         Consequence.UNSAFE,
         "A member is a link, a device, a pipe, a sparse file or another thing that is neither a file nor a folder.",
-        "Put the files themselves in: `tar -czhf` follows links; so does `loradrop package`.",
+        "Pack the files themselves: `tar -czhf` follows links; so does `loradrop package`.",
     )
     MEMBER_NAME_UNSAFE = (
         "MEMBER_NAME_UNSAFE",
@@ -196,7 +246,7 @@ class ProblemCode(StrEnum):
         "TOO_MANY_MEMBERS",
         Severity.ERROR,
         Consequence.UNSAFE,
-        "The archive has more members than a folder that `save_pretrained` wrote.",
+        "The archive has more members than a folder that `save_pretrained` writes.",
         "Pack the adapter's own folder: `loradrop package` takes only what is needed.",
     )
 
@@ -220,14 +270,14 @@ class ProblemCode(StrEnum):
         "WRAPPING_FOLDER",
         Severity.ERROR,
         Consequence.FAIL,
-        "Everything lies inside one folder; the engine looks at the root of the archive only.",
+        "Everything is inside one folder; the engine looks only at the root of the archive.",
         "Pack from within the folder: `tar -czf adapter.tar.gz -C FOLDER .`",
     )
     SUBFOLDER = (
         "SUBFOLDER",
         Severity.ERROR,
         Consequence.FAIL,
-        "The archive has folders; an adapter is flat.",
+        "The archive has folders; an adapter's files are all at the root.",
         "`loradrop package FOLDER -o adapter.tar.gz` takes the adapter's own files and nothing else.",
     )
     PICKLE_FILE = (
@@ -243,8 +293,24 @@ class ProblemCode(StrEnum):
         "CODE_FILE",
         Severity.ERROR,
         Consequence.UNSAFE,
-        "A file that the container runs, installs or obeys: `model.py` is executed inside the model process.",
+        "A program, or a file that the container runs, installs or obeys: `model.py` is executed inside the model process.",
         "`loradrop package FOLDER -o adapter.tar.gz` leaves it out.",
+    )
+    OTHER_WEIGHTS = (
+        "OTHER_WEIGHTS",
+        Severity.ERROR,
+        Consequence.POLICY,
+        "A file of other weights than `adapter_model.safetensors`. Some engines load such files on their own "
+        "(`new_embeddings.safetensors`), and nobody has validated them.",
+        "`loradrop package FOLDER -o adapter.tar.gz` leaves it out.",
+    )
+    EXTRA_FILE = (
+        "EXTRA_FILE",
+        Severity.WARNING,
+        Consequence.NONE,
+        "A file that is neither the adapter's nor usual beside one. It is kept with the release, and ignored.",
+        "`loradrop package FOLDER -o adapter.tar.gz` leaves it out. Check that it holds no secret: everybody who may read the "
+        "bucket can read an upload.",
     )
     MACOS_FILES = (
         "MACOS_FILES",
@@ -268,35 +334,35 @@ class ProblemCode(StrEnum):
         Severity.ERROR,
         Consequence.UNSAFE,
         "`adapter_config.json` is larger than a configuration is.",
-        "Put the file there that `save_pretrained` wrote.",
+        "Use the file that `save_pretrained` wrote.",
     )
     CONFIG_NOT_JSON = (
         "CONFIG_NOT_JSON",
         Severity.ERROR,
         Consequence.FAIL,
         "`adapter_config.json` is not UTF-8 (or has a byte order mark), not JSON, not an object, or nested too deeply.",
-        "Put the file there that `save_pretrained` wrote; editors and shells on Windows add a byte order mark.",
+        "Use the file that `save_pretrained` wrote; editors and shells on Windows add a byte order mark.",
     )
     CONFIG_DUPLICATE_KEY = (
         "CONFIG_DUPLICATE_KEY",
         Severity.ERROR,
         Consequence.SILENT,
-        "A key stands twice in `adapter_config.json`: the last one wins, which a reader of the file may not see.",
-        "Leave the right one of the two.",
+        "A key occurs twice in `adapter_config.json`: the last one wins, which a reader of the file may not see.",
+        "Keep the right one of the two.",
     )
     CONFIG_KEY_MISSING = (
         "CONFIG_KEY_MISSING",
         Severity.ERROR,
         Consequence.FAIL,
         "A key that the engine requires is absent: `r`, `lora_alpha`, `target_modules`.",
-        "Put the file there that `save_pretrained` wrote.",
+        "Use the file that `save_pretrained` wrote.",
     )
     RANK_INVALID = (
         "RANK_INVALID",
         Severity.ERROR,
         Consequence.FAIL,
         "`r`, or a rank of `rank_pattern`, is not a whole number of at least 1.",
-        "Write the rank that the adapter was trained with.",
+        "Set it to the rank that the adapter was trained with.",
     )
     RANK_TOO_HIGH = (
         "RANK_TOO_HIGH",
@@ -310,9 +376,9 @@ class ProblemCode(StrEnum):
         "LORA_ALPHA_INVALID",
         Severity.ERROR,
         Consequence.SILENT,
-        "`lora_alpha` is not a number above 0: a text or null fails, 0 switches the adapter off, a negative one turns "
-        "it against its training.",
-        "Write the alpha that the adapter was trained with.",
+        "`lora_alpha` is not a number above 0: a string or null fails, 0 switches the adapter off, and a negative one "
+        "reverses its training.",
+        "Set it to the alpha that the adapter was trained with.",
     )
     BIAS_UNSUPPORTED = (
         "BIAS_UNSUPPORTED",
@@ -346,8 +412,8 @@ class ProblemCode(StrEnum):
         "PATTERN_UNSUPPORTED",
         Severity.ERROR,
         Consequence.SILENT,
-        "`rank_pattern` or `alpha_pattern` is set, and this engine ignores it (it is honoured from vLLM 0.32), or it "
-        "holds a regular expression that is more than a module's name.",
+        "`rank_pattern` or `alpha_pattern` changes a module, and this engine ignores it (it is honoured from vLLM 0.32), or "
+        "it holds a regular expression that is more than a module's name. A pattern that changes nothing is accepted.",
         "Train with one rank and one alpha, or serve on a newer engine; write plain names such as `q_proj`.",
     )
     INIT_ALTERS_BASE = (
@@ -355,7 +421,8 @@ class ProblemCode(StrEnum):
         Severity.ERROR,
         Consequence.SILENT,
         "`init_lora_weights` names a method that alters the base's weights (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA): the "
-        "adapter is right on the altered base only.",
+        "adapter is right on the altered base only. From vLLM 0.32 on, the engine refuses every method that it does not "
+        "know.",
         "Convert it when saving: `save_pretrained(FOLDER, path_initial_model_for_weight_conversion=INITIAL)`, which "
         "writes a plain LoRA of twice the rank.",
     )
@@ -378,33 +445,42 @@ class ProblemCode(StrEnum):
         "UNKNOWN_FLAG",
         Severity.WARNING,
         Consequence.NONE,
-        "A key `use_…` that this validator does not know is true: it likely has a meaning that the engine ignores.",
+        "A setting that this validator does not know is on: a key `use_…` or `…_config`, or another initialisation. It may "
+        "have a meaning that the engine ignores.",
         "Compare the served answers with those of PEFT.",
     )
     BASE_MODEL_DIFFERS = (
         "BASE_MODEL_DIFFERS",
         Severity.WARNING,
         Consequence.NONE,
-        "`base_model_name_or_path` is not a name of the base. The engine ignores it, and people train on local paths.",
-        "Make sure that the adapter was trained on this base and not on a sister of the same shape.",
+        "`base_model_name_or_path` does not name the base. The engine ignores it.",
+        "Make sure that the adapter was trained on this base, and not on another model of the same shape.",
     )
     SCALING_UNUSUAL = (
         "SCALING_UNUSUAL",
         Severity.WARNING,
         Consequence.NONE,
-        "The effective scaling (alpha/r, or alpha/√r with rsLoRA) is far from what people train with.",
+        "The effective scaling (alpha/r, or alpha/√r with rsLoRA) is far from usual.",
         "Compare `lora_alpha` and `r` with the training script.",
     )
 
     # adapter_model.safetensors: the format
 
+    SAFETENSORS_OTHER_FORMAT = (
+        "SAFETENSORS_OTHER_FORMAT",
+        Severity.ERROR,
+        Consequence.FAIL,
+        "`adapter_model.safetensors` is something else under that name: a Git LFS pointer, a zip file as `torch.save` writes "
+        "it, a pickle, an error page. The message says what.",
+        "Fetch the real file (`git lfs pull`), or save with `save_pretrained`; renaming a file does not convert it.",
+    )
     SAFETENSORS_TOO_SHORT = (
         "SAFETENSORS_TOO_SHORT",
         Severity.ERROR,
         Consequence.FAIL,
         "`adapter_model.safetensors` has no room for its header: fewer than 8 bytes, or a header that reaches past the "
-        "end of the file. A Git LFS pointer is such a file.",
-        "Fetch or save the real file (`git lfs pull`).",
+        "end of the file.",
+        "The file was cut short: copy or save it again and compare sizes.",
     )
     SAFETENSORS_HEADER_TOO_LARGE = (
         "SAFETENSORS_HEADER_TOO_LARGE",
@@ -432,7 +508,7 @@ class ProblemCode(StrEnum):
         "SAFETENSORS_METADATA_INVALID",
         Severity.ERROR,
         Consequence.FAIL,
-        "`__metadata__` is not an object of texts.",
+        "`__metadata__` is not an object of strings.",
         "Save with `save_pretrained`.",
     )
     SAFETENSORS_TENSOR_INVALID = (
@@ -446,7 +522,7 @@ class ProblemCode(StrEnum):
         "SAFETENSORS_DTYPE_UNKNOWN",
         Severity.ERROR,
         Consequence.FAIL,
-        "A tensor's dtype is none of the format's.",
+        "A tensor has a dtype that the format does not define.",
         "Save in bfloat16, float16 or float32.",
     )
     SAFETENSORS_SIZE_MISMATCH = (
@@ -470,24 +546,32 @@ class ProblemCode(StrEnum):
         "NO_LORA_TENSORS",
         Severity.ERROR,
         Consequence.FAIL,
-        "The weights hold no `lora_A`/`lora_B` tensor at all.",
+        "The file has no `lora_A` or `lora_B` tensor at all.",
         "Save the PEFT model (`get_peft_model(…).save_pretrained`), not its base.",
     )
     TENSOR_NAME_UNEXPECTED = (
         "TENSOR_NAME_UNEXPECTED",
         Severity.ERROR,
         Consequence.FAIL,
-        "A tensor's name is none that the engine takes: `[base_model.model.]MODULE.lora_A.weight`, `….lora_B.weight`, "
+        "The engine does not accept a tensor's name. It accepts `[base_model.model.]MODULE.lora_A.weight`, `….lora_B.weight`, "
         "`….lora_embedding_A`, `….lora_embedding_B`.",
         "Save with `save_pretrained`, not with `torch.save(model.state_dict())`; train without the feature that made "
         "the tensor.",
+    )
+    BASE_LAYER_UNEXPECTED = (
+        "BASE_LAYER_UNEXPECTED",
+        Severity.ERROR,
+        Consequence.UNSAFE,
+        "A tensor named `….embed_tokens.base_layer.weight` or `….lm_head.base_layer.weight` is not the base's own, by its path "
+        "and shape. The engine reads it into memory and then skips it.",
+        "Save with `save_pretrained(FOLDER, save_embedding_layers=False)`.",
     )
     MODULE_UNSUPPORTED = (
         "MODULE_UNSUPPORTED",
         Severity.ERROR,
         Consequence.FAIL,
         "The adapter changes a module that takes no LoRA on this base.",
-        "Train with `target_modules` out of the modules that the message lists.",
+        "Train with `target_modules` among those that the message lists.",
     )
     MOE_UNSUPPORTED = (
         "MOE_UNSUPPORTED",
@@ -510,7 +594,7 @@ class ProblemCode(StrEnum):
         Severity.ERROR,
         Consequence.SILENT,
         "A tensor belongs to a layer that the base does not have; it would be dropped.",
-        "Train on the base that is served, not on a larger sister.",
+        "Train on the base that is served, not on a larger model of its family.",
     )
     MODULE_TWICE = (
         "MODULE_TWICE",
@@ -538,8 +622,8 @@ class ProblemCode(StrEnum):
         "DTYPE_UNSUPPORTED",
         Severity.ERROR,
         Consequence.SILENT,
-        "A tensor's dtype is no floating point that the engine can use (integers, bool, complex, 4 and 6 bits).",
-        "Save in bfloat16, float16 or float32; a quantised adapter has to be dequantised first.",
+        "A tensor's dtype is not a floating-point type that the engine can use (integers, bool, complex, 4 and 6 bits).",
+        "Save in bfloat16, float16 or float32; dequantise a quantised adapter first.",
     )
     DTYPE_CAST = (
         "DTYPE_CAST",
@@ -562,26 +646,96 @@ class ProblemCode(StrEnum):
         "Every module has only zeros in `lora_B` or in `lora_A`: it was not trained, and answers like the base.",
         "Train before saving; under DeepSpeed ZeRO-3 or FSDP gather the weights first.",
     )
+    PARTLY_UNTRAINED = (
+        "PARTLY_UNTRAINED",
+        Severity.ERROR,
+        Consequence.SILENT,
+        "A `lora_B` has long runs of rows that are exactly zero, which no training leaves: a part of it was lost when it was "
+        "saved from several processes.",
+        "Gather the weights before saving (DeepSpeed ZeRO-3: `stage3_gather_16bit_weights_on_model_save`; FSDP: "
+        "`fsdp_state_dict_type: FULL_STATE_DICT`), and save again.",
+    )
+    MAGNITUDE_UNUSUAL = (
+        "MAGNITUDE_UNUSUAL",
+        Severity.WARNING,
+        Consequence.NONE,
+        "A tensor holds numbers far larger than training gives: answers are likely garbage.",
+        "Check the training loss, and lower the learning rate. The smoke test fails if the answers are not finite.",
+    )
     DEAD_MODULES = (
         "DEAD_MODULES",
         Severity.WARNING,
         Consequence.NONE,
         "Some modules have only zeros in `lora_B` or in `lora_A`: they have no effect.",
-        "Look whether the training reached them (frozen by mistake, pipeline stage not saved).",
+        "Check whether they were trained: frozen by mistake, or a pipeline stage that was not saved.",
     )
+
+
+class FixKind(StrEnum):
+    """What fixes a problem. `loradrop.rendering` makes sentences and commands of it."""
+
+    REPACKAGE = "repackage"  # unpack the tarball and package `folder` in it ("" for all of it)
+    CONVERT_PICKLE = "convert_pickle"  # unpack it, convert adapter_model.bin in `folder`, package that
+    SAVE_AGAIN = "save_again"  # save with save_pretrained and package the result
+    PACKAGE_FOLDER = "package_folder"  # package the folder that the tarball was made of
+    COMPRESS_AGAIN = "compress_again"  # several gzip streams into one
+    UPLOAD_AGAIN = "upload_again"  # the local tarball, to `bucket` and `key`
+    COPY_TO = "copy_to"  # the object, to `to_key`
+    ENABLE_VERSIONING = "enable_versioning"  # on `bucket`, then copy the object onto itself
+    RESTORE = "restore"  # the archived object, then copy it onto itself
+    PULL_LFS = "pull_lfs"  # fetch what Git LFS pointers stand for, and package that
+    ENCRYPT_BY_S3 = "encrypt_by_s3"  # copy the object onto itself, under S3's own key
+
+
+@dataclass(frozen=True, slots=True)
+class Fix:
+    """How to fix one problem, as data. Each kind says which of the other fields it has."""
+
+    kind: FixKind
+    folder: str = ""
+    bucket: str = ""
+    key: str = ""
+    version_id: str = ""
+    to_key: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        fields = ("folder", "bucket", "key", "version_id", "to_key")
+        given = {name: getattr(self, name) for name in fields}
+        return {"kind": self.kind.value} | {name: value for name, value in given.items() if value}
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, str]) -> "Fix":
+        return cls(FixKind(entry["kind"]), **{name: value for name, value in entry.items() if name != "kind"})
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem, or many of the same code: `count` of them, `examples` the first few places."""
+    """One problem, or many of the same code: `count` of them, `examples` the first few places.
+
+    Made by `of`, its text is bounded in length and printable, whatever the upload holds.
+    """
 
     code: ProblemCode
     message: str
     place: str | None = None
     count: int = 1
     examples: tuple[str, ...] = ()
-    command: str | None = None  # the exact command that mends it, where there is one
+    fix: Fix | None = None
     consequence: Consequence = Consequence.NONE  # the code's own, or what this very case would have been
+
+    @classmethod
+    def of(
+        cls,
+        code: ProblemCode,
+        message: str,
+        *,
+        place: str | None = None,
+        fix: Fix | None = None,
+        consequence: Consequence | None = None,
+    ) -> "Problem":
+        place = None if place is None else shown_name(place)
+        text = clipped(printable(clipped(message, MAX_MESSAGE_CHARACTERS)), MAX_MESSAGE_CHARACTERS)
+        return cls(code, text, place, 1, () if place is None else (place,), fix, consequence or code.consequence)
 
     def to_dict(self) -> dict[str, object]:
         entry: dict[str, object] = {
@@ -594,13 +748,26 @@ class Problem:
         if self.count > 1:
             entry["count"] = self.count
             entry["examples"] = list(self.examples)
-        if self.command is not None:
-            entry["command"] = self.command
+        if self.fix is not None:
+            entry["fix"] = self.fix.to_dict()
         return entry
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> "Problem":
+        place = entry.get("place")
+        return cls(
+            code=ProblemCode[entry["code"]],
+            message=entry["message"],
+            place=place,
+            count=entry.get("count", 1),
+            examples=tuple(entry.get("examples", () if place is None else (place,))),
+            fix=Fix.from_dict(entry["fix"]) if "fix" in entry else None,
+            consequence=Consequence[entry["consequence"].upper()],
+        )
 
 
 class Problems:
-    """Collects problems. Each is bounded in length, and their number by code, whatever the input."""
+    """Collects problems, and bounds their number by code, whatever the input."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[ProblemCode, str | None], Problem] = {}
@@ -611,7 +778,7 @@ class Problems:
         message: str,
         *,
         place: str | None = None,
-        command: str | None = None,
+        fix: Fix | None = None,
         consequence: Consequence | None = None,
     ) -> None:
         """A problem that stands on its own. Past MAX_PROBLEMS_PER_CODE the further ones are only counted."""
@@ -619,7 +786,7 @@ class Problems:
         key = (code, place)
         if key not in self._found and len(of_code) >= MAX_PROBLEMS_PER_CODE:
             key = of_code[-1]
-        self._record(key, message, place, command, consequence or code.consequence)
+        self._record(key, Problem.of(code, message, place=place, fix=fix, consequence=consequence))
 
     def add_grouped(
         self,
@@ -627,39 +794,29 @@ class Problems:
         message: str,
         *,
         place: str,
-        command: str | None = None,
+        fix: Fix | None = None,
         consequence: Consequence | None = None,
     ) -> None:
         """One of possibly thousands: the first says its message, the others are counted."""
-        self._record((code, None), message, place, command, consequence or code.consequence)
+        self._record((code, None), Problem.of(code, message, place=place, fix=fix, consequence=consequence))
 
-    def _record(
-        self,
-        key: tuple[ProblemCode, str | None],
-        message: str,
-        place: str | None,
-        command: str | None,
-        consequence: Consequence,
-    ) -> None:
-        place = None if place is None else shown_name(place)
+    def _record(self, key: tuple[ProblemCode, str | None], problem: Problem) -> None:
         seen = self._found.get(key)
         if seen is None:
-            first = () if place is None else (place,)
-            text = clipped(printable(clipped(message, MAX_MESSAGE_CHARACTERS)), MAX_MESSAGE_CHARACTERS)
-            self._found[key] = Problem(key[0], text, place, 1, first, command, consequence)
+            self._found[key] = problem
             return
-        examples = seen.examples
+        examples, place = seen.examples, problem.place
         if place is not None and len(examples) < MAX_EXAMPLES and place not in examples:
             examples = (*examples, place)
-        if consequence is not Consequence.FAIL:  # one failure is enough to end the loading
-            consequence = seen.consequence
+        # One failure is enough to end the loading.
+        consequence = problem.consequence if problem.consequence is Consequence.FAIL else seen.consequence
         self._found[key] = replace(seen, count=seen.count + 1, examples=examples, consequence=consequence)
 
     def __contains__(self, code: ProblemCode) -> bool:
         return any(key[0] is code for key in self._found)
 
     def __iter__(self) -> Iterator[Problem]:
-        """In the order of the enumeration: outermost first, as one mends them."""
+        """In the order of the enumeration: outermost first, as one fixes them."""
         order = {code: position for position, code in enumerate(ProblemCode)}
         return iter(sorted(self._found.values(), key=lambda problem: order[problem.code]))
 

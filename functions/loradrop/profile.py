@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,13 @@ _MIXTURE_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_in
 _DEFAULT_HEAD_DIMS: Mapping[str, int] = {"Gemma2ForCausalLM": 256, "Gemma3ForCausalLM": 256, "Qwen3ForCausalLM": 128}
 _KEY_VALUE_HEADS_AS_HEADS = ("LlamaForCausalLM", "Phi3ForCausalLM")
 _PROFILES = Path(__file__).parent / "profiles"
+# The hub's cache keeps a model as models--ORG--NAME/snapshots/REVISION.
+_CACHED = re.compile(r"models--[^/\\]*--([^/\\]+)[/\\]snapshots[/\\][^/\\]+")
+# What the copies of a model have after its name: of other bits, by the methods and in the words of the hub.
+_COPY_SUFFIXES = re.compile(
+    r"(-unsloth)?(-bnb)?-(4bit|8bit|nf4|int4|int8)|-awq(-int4)?|-gptq(-int[48])?|-fp8(-dynamic)?|-(bf16|fp16)"
+    r"|-quantized\.w\d+a\d+|-hf"
+)
 
 
 class ProfileError(ValueError):
@@ -68,11 +76,11 @@ class BaseProfile:
             if field.type is int and (not isinstance(value, int) or value < 1):
                 raise ProfileError(f"{field.name} is {value!r}; it must be a whole number of at least 1.")
             if field.type is str and not isinstance(value, str):
-                raise ProfileError(f"{field.name} is {value!r}; it must be a text.")
+                raise ProfileError(f"{field.name} is {value!r}; it must be a string.")
             if field.type == tuple[str, ...] and not (
                 isinstance(value, tuple) and all(isinstance(item, str) for item in value)
             ):
-                raise ProfileError(f"{field.name} is {value!r}; it must be a list of texts.")
+                raise ProfileError(f"{field.name} is {value!r}; it must be a list of strings.")
         if self.max_lora_rank not in MAX_LORA_RANKS:
             raise ProfileError(
                 f"max_lora_rank is {self.max_lora_rank}; the engine knows only {', '.join(map(str, MAX_LORA_RANKS))}."
@@ -94,6 +102,13 @@ class BaseProfile:
     def honours_patterns(self) -> bool:
         """Whether rank_pattern and alpha_pattern mean anything to the engine."""
         return self.engine >= (0, 32)
+
+    def is_named(self, base_model: str) -> bool:
+        """Whether an adapter that names this as its base was trained on it: by its name, a path to it, or a known copy.
+
+        Copies have the model's name under another owner, and may say how they are quantised: unsloth's, for example.
+        """
+        return _model_name(base_model) in {_model_name(name) for name in self.base_model_names}
 
     def dimensions(self, module: str) -> tuple[int, int]:
         """(in_features, out_features) of a module that takes LoRA; of embed_tokens (vocab_size, hidden_size)."""
@@ -128,6 +143,25 @@ class BaseProfile:
 
 def shipped_profiles() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _PROFILES.glob("*.json")))
+
+
+def _model_name(base_model: str) -> str:
+    """The name of a model without its owner or folder, quantisation and case."""
+    path = base_model.rstrip("/\\")
+    cached = _CACHED.search(path)
+    name = cached[1] if cached else re.split(r"[/\\]", path)[-1]
+    name = name.lower().removeprefix("meta-")
+    while (end := next((m.start() for m in _COPY_SUFFIXES.finditer(name) if m.end() == len(name)), 0)) > 0:
+        name = name[:end]
+    return name
+
+
+def profile_of(base_model: str | None) -> BaseProfile | None:
+    """The shipped profile of the base that an adapter names; None where none is known."""
+    if base_model is None:
+        return None
+    profiles = (load_profile(name) for name in shipped_profiles())
+    return next((profile for profile in profiles if profile.is_named(base_model)), None)
 
 
 def load_profile(name_or_path: str | Path) -> BaseProfile:

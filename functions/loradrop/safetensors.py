@@ -5,16 +5,27 @@ The format: a little-endian u64 N, then N bytes of JSON that name each tensor's 
 
 import functools
 import math
+import re
 from dataclasses import dataclass, field
 
 from loradrop.archive import Body
 from loradrop.policy import Policy
-from loradrop.problems import ProblemCode, Problems, shown
+from loradrop.problems import Fix, FixKind, ProblemCode, Problems, shown
+from loradrop.stream import GIT_LFS_POINTER, HEAD_BYTES, what_is_it
 from loradrop.strict_json import DuplicateKeyError, JsonError, parse_object
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 LENGTH_BYTES = 8
 _MAX_U64 = 2**64 - 1
+# Of the values of a tensor: to scan all of them would cost as much as the hash.
+_SAMPLE = 16
+_ZERO_RUN = bytes(2048)
+_ZEROS = re.compile(rb"\0*")
+
+
+def _below(suspect: int) -> bytes:
+    """The most significant bytes of usual numbers, of both signs."""
+    return bytes(byte for byte in range(256) if byte & 0x7F < suspect)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +34,15 @@ class Float:
 
     A value counts as infinite when (bits & magnitude) >= limit: the dtype's own infinities and NaNs, and for the wide
     types also what rounds to infinity in bfloat16, in which the base computes. `suspects` are the values of the most
-    significant byte, without its sign, at which that is possible: a quick look at every n-th byte rules out the rest.
+    significant byte, without its sign, at which that is possible: a quick scan of every n-th byte rules out the rest.
+    `usual` are those of numbers below 512 (in F64 below 131,072), above which no training leaves a weight.
     """
 
     bytes_each: int
     magnitude: int
     limit: int
     suspects: tuple[int, ...]
+    usual: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +54,13 @@ class SmallFloat:
     bytes_each: int = 1
 
 
-# bits of one element, and how to look at its values: None where the engine cannot use the type
+# bits of one element, and how to read its values: None where the engine cannot use the type
 _DTYPES: dict[str, tuple[int, Float | SmallFloat | None]] = {
     # The engine casts by way of float32: what rounds to F32's limit there is infinite in the end.
-    "F64": (64, Float(8, 0x7FFF_FFFF_FFFF_FFFF, 0x47EF_EFFF_F000_0000, tuple(range(0x47, 0x80)))),
-    "F32": (32, Float(4, 0x7FFF_FFFF, 0x7F7F_8000, (0x7F,))),
-    "BF16": (16, Float(2, 0x7FFF, 0x7F80, (0x7F,))),
-    "F16": (16, Float(2, 0x7FFF, 0x7C00, (0x7C, 0x7D, 0x7E, 0x7F))),
+    "F64": (64, Float(8, 0x7FFF_FFFF_FFFF_FFFF, 0x47EF_EFFF_F000_0000, tuple(range(0x47, 0x80)), _below(0x41))),
+    "F32": (32, Float(4, 0x7FFF_FFFF, 0x7F7F_8000, (0x7F,), _below(0x44))),
+    "BF16": (16, Float(2, 0x7FFF, 0x7F80, (0x7F,), _below(0x44))),
+    "F16": (16, Float(2, 0x7FFF, 0x7C00, (0x7C, 0x7D, 0x7E, 0x7F), _below(0x60))),
     "F8_E5M2": (8, SmallFloat(b"\x7c\x7d\x7e\x7f\xfc\xfd\xfe\xff", b"\x00\x80")),
     "F8_E4M3": (8, SmallFloat(b"\x7f\xff", b"\x00\x80")),
     "F8_E5M2FNUZ": (8, SmallFloat(b"\x80", b"\x00")),
@@ -79,45 +92,68 @@ class Tensor:
 
 @dataclass(slots=True)
 class Weights:
-    """What the file holds; `zero` and `not_finite` name tensors by what their values are."""
+    """What the file holds; `zero`, `not_finite` and `huge` name tensors by what their values are.
+
+    `zero_run_bytes`: how many bytes of a tensor lie in long runs of zeros.
+    """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     zero: set[str] = field(default_factory=set)
     not_finite: set[str] = field(default_factory=set)
+    huge: set[str] = field(default_factory=set)
+    zero_run_bytes: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read_weights(body: Body, policy: Policy, problems: Problems) -> Weights | None:
     """None where the header cannot be read. Leaves the rest of the body unread where its tensors cannot be trusted."""
     size = body.left
-    place = WEIGHTS_FILE
     if size < LENGTH_BYTES:
         problems.add(
             ProblemCode.SAFETENSORS_TOO_SHORT,
-            f"{place} has {size} bytes; the format starts with a length of {LENGTH_BYTES}.",
-            place=place,
+            f"{WEIGHTS_FILE} has {size} bytes; the format starts with a length of {LENGTH_BYTES}.",
+            place=WEIGHTS_FILE,
         )
         return None
-    length = int.from_bytes(body.take(LENGTH_BYTES), "little")
-    if length > policy.max_header_bytes:
-        problems.add(
-            ProblemCode.SAFETENSORS_HEADER_TOO_LARGE,
-            f"{place} declares a header of {length} bytes; at most {policy.max_header_bytes} are read. "
-            "A file that was not saved as safetensors looks like this.",
-            place=place,
-        )
-        return None
-    if LENGTH_BYTES + length > size:
-        problems.add(
-            ProblemCode.SAFETENSORS_TOO_SHORT,
-            f"{place} declares a header of {length} bytes, and the whole file has {size}: it was cut short.",
-            place=place,
-        )
+    first = body.take(LENGTH_BYTES)
+    length = int.from_bytes(first, "little")
+    if LENGTH_BYTES + length > size or length > policy.max_header_bytes:
+        head = first
+        try:
+            head += body.take(HEAD_BYTES - LENGTH_BYTES)
+        finally:  # reported, also where the archive is damaged right after
+            _add_no_header(head, size, policy, problems)
         return None
     weights = _read_header(body.take(length), policy, problems)
     if weights is not None and _check_places(weights, size - LENGTH_BYTES - length, problems):
-        _look_at_values(weights, body)
+        _read_values(weights, body)
     return weights
+
+
+def _add_no_header(head: bytes, size: int, policy: Policy, problems: Problems) -> None:
+    """Of a file of `size` bytes that begins with `head`, and whose first bytes cannot be the length of a header."""
+    length = int.from_bytes(head[:LENGTH_BYTES], "little")
+    found = what_is_it(head)
+    if found is not None and not found.startswith("a safetensors"):
+        problems.add(
+            ProblemCode.SAFETENSORS_OTHER_FORMAT,
+            f"{WEIGHTS_FILE} is {found}.",
+            place=WEIGHTS_FILE,
+            fix=Fix(FixKind.PULL_LFS if head.startswith(GIT_LFS_POINTER) else FixKind.SAVE_AGAIN),
+        )
+    elif length > policy.max_header_bytes:
+        problems.add(
+            ProblemCode.SAFETENSORS_HEADER_TOO_LARGE,
+            f"{WEIGHTS_FILE} declares a header of {length} bytes; at most {policy.max_header_bytes} are read. "
+            "That is usual of a file that was not saved as safetensors.",
+            place=WEIGHTS_FILE,
+        )
+    else:
+        problems.add(
+            ProblemCode.SAFETENSORS_TOO_SHORT,
+            f"{WEIGHTS_FILE} declares a header of {length} bytes, and the whole file has {size}: it was cut short.",
+            place=WEIGHTS_FILE,
+        )
 
 
 def _read_header(data: bytes, policy: Policy, problems: Problems) -> Weights | None:
@@ -133,7 +169,7 @@ def _read_header(data: bytes, policy: Policy, problems: Problems) -> Weights | N
     except DuplicateKeyError as error:
         problems.add(
             ProblemCode.SAFETENSORS_DUPLICATE_KEY,
-            f"In the header of {WEIGHTS_FILE} the key {shown(error.key)} stands twice.",
+            f"In the header of {WEIGHTS_FILE} the key {shown(error.key)} occurs twice.",
             place=WEIGHTS_FILE,
         )
         return None
@@ -151,7 +187,7 @@ def _read_header(data: bytes, policy: Policy, problems: Problems) -> Weights | N
     else:
         problems.add(
             ProblemCode.SAFETENSORS_METADATA_INVALID,
-            f"__metadata__ is {shown(metadata)}; it must be an object whose values are texts.",
+            f"__metadata__ is {shown(metadata)}; it must be an object whose values are strings.",
             place="__metadata__",
         )
     is_whole = True
@@ -178,7 +214,7 @@ def _read_tensor(name: str, entry: object, problems: Problems) -> Tensor | None:
         problems.add_grouped(
             ProblemCode.SAFETENSORS_TENSOR_INVALID,
             f"The entry of {shown(name)} has dtype {shown(dtype)}, shape {shown(shape)} and data_offsets "
-            f"{shown(offsets)}; a text, a list and a pair of whole numbers of at least 0 are needed.",
+            f"{shown(offsets)}; a string, a list and a pair of whole numbers of at least 0 are needed.",
             place=name,
         )
         return None
@@ -252,14 +288,15 @@ def _check_places(weights: Weights, data_bytes: int, problems: Problems) -> bool
     return True
 
 
-def _look_at_values(weights: Weights, body: Body) -> None:
+def _read_values(weights: Weights, body: Body) -> None:
     for tensor in sorted(weights.tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
         layout = _DTYPES[tensor.dtype][1]
         if layout is None:
             for _ in body.pieces(tensor.end - tensor.begin):
                 pass
             continue
-        is_zero, is_finite = True, True
+        is_zero, is_finite, is_usual = True, True, True
+        elements, runs = 0, _ZeroRuns()
         split = b""  # the first bytes of an element that two pieces share
         for view in body.pieces(tensor.end - tensor.begin):
             piece = split + bytes(view) if split else bytes(view)
@@ -269,10 +306,17 @@ def _look_at_values(weights: Weights, body: Body) -> None:
             is_finite = is_finite and all_finite(values, layout)
             # Zeros consist of these two bytes alone: trained weights show another one at once.
             is_zero = is_zero and not values[:64].strip(b"\x00\x80") and all_zero(values, layout)
+            is_usual = is_usual and is_sample_usual(values, layout, elements)
+            elements += len(values) // layout.bytes_each
+            runs.add(values)
         if is_zero and tensor.end > tensor.begin:
             weights.zero.add(tensor.name)
+        elif zero_run_bytes := runs.total_bytes():
+            weights.zero_run_bytes[tensor.name] = zero_run_bytes
         if not is_finite:
             weights.not_finite.add(tensor.name)
+        elif not is_usual:
+            weights.huge.add(tensor.name)
 
 
 def all_finite(values: bytes, layout: Float | SmallFloat) -> bool:
@@ -290,6 +334,54 @@ def all_finite(values: bytes, layout: Float | SmallFloat) -> bool:
     magnitudes = int.from_bytes(values, "little") & _repeated(layout.magnitude, layout.bytes_each, count)
     carried = magnitudes + _repeated(sign - layout.limit, layout.bytes_each, count)
     return carried & _repeated(sign, layout.bytes_each, count) == 0
+
+
+def is_sample_usual(values: bytes, layout: Float | SmallFloat, position: int) -> bool:
+    """Whether of each _SAMPLE elements the first is of a magnitude that training gives.
+
+    `position`: how many elements of the tensor came before, so that its cut into pieces makes no difference.
+    """
+    if isinstance(layout, SmallFloat):
+        return True
+    first = -position % _SAMPLE * layout.bytes_each
+    return not values[first + layout.bytes_each - 1 :: layout.bytes_each * _SAMPLE].translate(None, layout.usual)
+
+
+class _ZeroRuns:
+    """Counts the bytes in runs of zeros that are at least as long as _ZERO_RUN, however a tensor is cut into pieces."""
+
+    def __init__(self) -> None:
+        self._counted = 0
+        self._open = 0  # zeros at the end of what came
+
+    def add(self, values: bytes) -> None:
+        position = _end_of_zeros(values, 0)
+        if position == len(values):
+            self._open += position
+            return
+        self._close(position)
+        while (begin := values.find(_ZERO_RUN, position)) >= 0:
+            position = _end_of_zeros(values, begin)
+            self._open = position - begin
+            if position == len(values):
+                return
+            self._close(0)
+        tail = values[max(position, len(values) - len(_ZERO_RUN)) :]
+        self._open = len(tail) - len(tail.rstrip(b"\0"))
+
+    def _close(self, more: int) -> None:
+        run = self._open + more
+        self._counted += run if run >= len(_ZERO_RUN) else 0
+        self._open = 0
+
+    def total_bytes(self) -> int:
+        self._close(0)
+        return self._counted
+
+
+def _end_of_zeros(values: bytes, position: int) -> int:
+    match = _ZEROS.match(values, position)
+    return position if match is None else match.end()
 
 
 def all_zero(values: bytes, layout: Float | SmallFloat) -> bool:

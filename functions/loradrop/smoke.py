@@ -1,9 +1,10 @@
-"""Smoke prompts: what an adapter is asked before it goes live, and how its answers are weighed against the base's."""
+"""Smoke prompts: what an adapter is asked before it goes live, and how its answers are compared with the base's."""
 
 import json
 import math
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,14 +17,18 @@ MAX_INPUT_CHARACTERS = 8_000
 MAX_EXPECT_CHARACTERS = 500
 MAX_NEW_TOKENS = 256
 DEFAULT_NEW_TOKENS = 32
-# A pattern that backtracks without end is the uploader's mistake, not the controller's time.
+# A pattern that backtracks without end, or that takes long to compile, is not worth the controller's time. Each match has
+# this long, its compilation included, and so has the compilation of all patterns of a file.
 MAX_MATCH_SECONDS = 1.0
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Parameters that an uploader may set; the stack itself sets temperature, details and the seed.
 ALLOWED_PARAMETERS = frozenset({"max_new_tokens", "stop"})
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 64
 # Greedy answers of one model differ by this much, in nats per token, when the server's batches differ (bf16).
 LOGPROB_NOISE = 1e-4
+# Shorter repetitions may be meant.
+MIN_GARBAGE_TOKENS = 16
 # How many times the base's own difference, measured by asking it twice, counts as a difference.
 NOISE_FACTOR = 3.0
 
@@ -74,14 +79,21 @@ def parse_smoke_prompts(data: bytes) -> tuple[SmokePrompt, ...]:
     if len(data) > MAX_SMOKE_BYTES:
         raise SmokePromptsInvalidError(f"smoke.jsonl has {len(data)} bytes; at most {MAX_SMOKE_BYTES} are read.")
     try:
-        lines = data.decode("utf-8").split("\n")
+        lines = data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise SmokePromptsInvalidError(f"smoke.jsonl is not UTF-8 (byte {error.start}).") from error
-    prompts = tuple(_parse_line(number, line) for number, line in enumerate(lines, 1) if line.strip())
+    try:
+        with _time_limit(MAX_MATCH_SECONDS):
+            prompts = tuple(_parse_line(number, line) for number, line in enumerate(lines, 1) if line.strip())
+    except TimeoutError as error:
+        raise SmokePromptsInvalidError(
+            f"smoke.jsonl: the regular expressions in 'expect' take more than {MAX_MATCH_SECONDS:g} s to compile; "
+            "simplify them."
+        ) from error
     if not 1 <= len(prompts) <= MAX_SMOKE_PROMPTS:
         raise SmokePromptsInvalidError(
             f"smoke.jsonl holds {len(prompts)} prompts; 1 to {MAX_SMOKE_PROMPTS} are allowed. "
-            "Leave the file out to be asked the stack's default prompts."
+            "Without the file the stack's default prompts are used."
         )
     return prompts
 
@@ -93,12 +105,12 @@ def _parse_line(number: int, line: str) -> SmokePrompt:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise invalid("not JSON; write one object a line") from error
+        raise invalid("not JSON; each line must be one JSON object") from error
     if not isinstance(entry, dict):
         raise invalid(f"a JSON {type(entry).__name__}; an object with 'inputs' is needed")
     inputs, parameters, expect = entry.get("inputs"), entry.get("parameters", {}), entry.get("expect")
     if not isinstance(inputs, str) or not 1 <= len(inputs) <= MAX_INPUT_CHARACTERS:
-        raise invalid(f"'inputs' must be a text of 1 to {MAX_INPUT_CHARACTERS} characters")
+        raise invalid(f"'inputs' must be a string of 1 to {MAX_INPUT_CHARACTERS} characters")
     try:
         inputs.encode()
     except UnicodeEncodeError as error:
@@ -110,14 +122,14 @@ def _parse_line(number: int, line: str) -> SmokePrompt:
         raise invalid(f"'max_new_tokens' must be a whole number from 1 to {MAX_NEW_TOKENS}")
     stops = parameters.get("stop", [])
     if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(_is_stop(stop) for stop in stops):
-        raise invalid(f"'stop' must be a list of at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARACTERS} characters")
+        raise invalid(f"'stop' must be a list of at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters")
     if expect is not None:
         if not isinstance(expect, str) or not 1 <= len(expect) <= MAX_EXPECT_CHARACTERS:
-            raise invalid(f"'expect' must be a text of 1 to {MAX_EXPECT_CHARACTERS} characters, or /pattern/")
+            raise invalid(f"'expect' must be a string of 1 to {MAX_EXPECT_CHARACTERS} characters, or /pattern/")
         try:
             _pattern(expect)
         except (re.error, OverflowError, RecursionError) as error:
-            raise invalid(f"'expect' is no regular expression: {error}") from error
+            raise invalid(f"'expect' is not a regular expression: {error}") from error
     return SmokePrompt(inputs, parameters, expect)
 
 
@@ -135,19 +147,22 @@ def meets_expectation(text: str, expect: str | None) -> bool:
     """Whether an answer is as expected. A pattern that is not matched within MAX_MATCH_SECONDS is not met."""
     if expect is None:
         return True
-    pattern = _pattern(expect)
-    if pattern is None:
-        return expect in text
     try:
         with _time_limit(MAX_MATCH_SECONDS):
-            return pattern.search(text) is not None
+            pattern = _pattern(expect)
+            return expect in text if pattern is None else pattern.search(text) is not None
     except TimeoutError:
         return False
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    # Python's regular expressions look for signals while they search, so an alarm ends them.
+    # Python's regular expressions look for signals while they compile and search, so an alarm ends them. Signals are for the
+    # main thread, in which a Lambda runs, and for other systems than Windows: elsewhere it is the user's own time.
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
     def give_up(_signal: int, _frame: FrameType | None) -> None:
         raise TimeoutError
 
@@ -172,16 +187,33 @@ def parse_answer(body: bytes) -> Answer:
         raise ValueError(  # noqa: TRY004
             f"The container's answer holds no generated_text: {body[:300].decode(errors='replace')}"
         )
-    tokens = (response.get("details") or {}).get("tokens") or []
-    # The asynchronous handler says `logprob`, the rolling-batch one `log_prob`.
-    logprobs = [token.get("logprob", token.get("log_prob")) for token in tokens]
-    if any(logprob is None for logprob in logprobs):
+    details = response.get("details")
+    tokens = details.get("tokens") if isinstance(details, dict) else None
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        tokens = []
+    # The asynchronous handler says `logprob`, the rolling-batch one `log_prob`. A null is a NaN that JSON cannot hold.
+    logprobs = [token.get("logprob", token.get("log_prob", math.nan)) for token in tokens]
+    logprobs = [math.nan if logprob is None else logprob for logprob in logprobs]
+    if not any("logprob" in token or "log_prob" in token for token in tokens):
         tokens, logprobs = [], []
     return Answer(
         text=response["generated_text"],
         tokens=tuple(str(token.get("text")) for token in tokens),
-        logprobs=tuple(float(logprob) for logprob in logprobs),
+        logprobs=tuple(float(logprob) for logprob in logprobs),  # "NaN" is how some say it
     )
+
+
+def health_problem(answer: Answer) -> str | None:
+    """Why an answer proves no health, in words: it was not computed in numbers, or is one token again and again."""
+    if not _is_finite(answer):
+        return "Its log-probabilities are not finite: the adapter's weights overflow when they are applied."
+    if len(answer.tokens) >= MIN_GARBAGE_TOKENS and len(set(answer.tokens)) == 1:
+        return f"It is the token {answer.tokens[0]!r} {len(answer.tokens)} times: the adapter's weights are broken."
+    return None
+
+
+def _is_finite(answer: Answer) -> bool:
+    return all(math.isfinite(logprob) for logprob in answer.logprobs)
 
 
 def logprob_difference(one: Answer, other: Answer) -> float | None:
@@ -197,7 +229,14 @@ def logprob_difference(one: Answer, other: Answer) -> float | None:
 
 
 def compare(adapter: Answer, base: Answer, base_again: Answer) -> Comparison:
-    """Whether the adapter answers differently from its base, by more than the base differs from itself."""
+    """Whether the adapter answers differently from its base, by more than the base differs from itself.
+
+    What was not computed in numbers differs from nothing: it is no proof of an effect.
+    """
+    if not _is_finite(adapter):
+        return Comparison(False, "log-probabilities that are not finite")
+    if not (_is_finite(base) and _is_finite(base_again)):
+        return Comparison(False, "log-probabilities of the base that are not finite")
     difference = logprob_difference(adapter, base)
     noise = logprob_difference(base, base_again)
     if difference is None or noise is None:

@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import queue
 import threading
+import time
 import zlib
 from collections.abc import Generator, Iterator
 from types import ModuleType
 from typing import Protocol, TypeVar
 
 from loradrop.policy import MIB, Policy
-from loradrop.problems import ProblemCode
+from loradrop.problems import Fix, FixKind, ProblemCode
 
 fastest_zlib: ModuleType
 try:  # Intel's inflate, where it is installed, is 1.5 to 2 times as fast as zlib's.
@@ -20,12 +21,13 @@ except ImportError:
 
 Item = TypeVar("Item")
 GZIP_MAGIC = b"\x1f\x8b"
-_HEAD_BYTES = 512  # enough to tell what a file is: tar's own mark stands at 257
+GIT_LFS_POINTER = b"version https://git-lfs"
+HEAD_BYTES = 512  # enough to tell what a file is: tar's own mark stands at 257
 # RFC 1952, byte 3: a checksum of the header (which isal gets wrong in pieces, and old readers take for something else)
 # and what is reserved (which zlib refuses, isal does not). No program that packs files sets them.
 _GZIP_FLAGS_REFUSED = 0xE2
 _MAGICS = (
-    (b"PK\x03\x04", "a zip archive"),
+    (b"PK\x03\x04", "a zip archive (torch.save writes one, too)"),
     (b"PK\x05\x06", "an empty zip archive"),
     (b"\xfd7zXZ\x00", "xz-compressed"),
     (b"BZh", "bzip2-compressed"),
@@ -40,11 +42,11 @@ _MAGICS = (
     (b"\x93NUMPY", "a NumPy array"),
     (b"GGUF", "a GGUF model"),
     (b"\x89HDF", "an HDF5 file"),
-    (b"<?xml", "an XML text, as error pages of S3 are"),
+    (b"<?xml", "XML, such as an error page of S3"),
     (b"<!DOCTYPE", "an HTML page"),
     (b"<html", "an HTML page"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself"),
-    (b"{", "a JSON text"),
+    (GIT_LFS_POINTER, "a Git LFS pointer, not the file itself"),
+    (b"{", "JSON"),
 )
 
 
@@ -67,14 +69,12 @@ class Decompressor(Protocol):
 class ArchiveError(Exception):
     """The archive cannot be read further. Becomes a problem of the report."""
 
-    def __init__(
-        self, code: ProblemCode, message: str, *, place: str | None = None, command: str | None = None
-    ) -> None:
+    def __init__(self, code: ProblemCode, message: str, *, place: str | None = None, fix: Fix | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.place = place
-        self.command = command
+        self.fix = fix
 
 
 def what_is_it(head: bytes) -> str | None:
@@ -132,6 +132,7 @@ class Unpacked:
         self._digest = hashlib.sha256()
         self.compressed_bytes = 0  # read so far, ahead of what is consumed
         self._consumed_bytes = 0
+        self._inflate_began = 0.0  # on the clock of the thread that inflates
         self.unpacked_bytes = 0
         self.read_to_end = False
         compressed = read_ahead(self._read(), policy.read_ahead)
@@ -175,8 +176,9 @@ class Unpacked:
 
     def _inflate(self, compressed: Generator[bytes]) -> Iterator[bytes]:
         with contextlib.closing(compressed):
+            self._inflate_began = time.thread_time()
             head = b""
-            while len(head) < _HEAD_BYTES and (chunk := next(compressed, b"")):
+            while len(head) < HEAD_BYTES and (chunk := next(compressed, b"")):
                 head += chunk
             _refuse_what_is_not_gzip(head)
             decompressor = fastest_zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
@@ -217,6 +219,7 @@ class Unpacked:
                     f"{consumed} compressed bytes unpack to {self.unpacked_bytes}, more than {policy.max_ratio} times "
                     "as many; trained weights are nowhere near.",
                 )
+            self._refuse_empty_work(consumed)
             if piece:
                 yield piece
             if decompressor.eof:
@@ -224,6 +227,24 @@ class Unpacked:
                 return
             if not data and len(piece) < policy.inflate_bytes:
                 return
+
+    def _refuse_empty_work(self, consumed: int) -> None:
+        """Deflate can hold blocks that take long to read and hold little, or nothing at all."""
+        policy = self._policy
+        limit = (1 + policy.max_deflate_overhead) * self.unpacked_bytes + policy.deflate_overhead_free_bytes
+        seconds = time.thread_time() - self._inflate_began
+        allowed = policy.inflate_free_seconds + self.unpacked_bytes / policy.min_inflate_bytes_per_second
+        if consumed > limit:
+            found = f"{consumed} compressed bytes unpack to {self.unpacked_bytes} only"
+        elif seconds > allowed:
+            found = f"{consumed} compressed bytes take {seconds:.0f} s to unpack to {self.unpacked_bytes}"
+        else:
+            return
+        raise ArchiveError(
+            ProblemCode.COMPRESSION_WASTEFUL,
+            f"{found}: the archive was not made by an ordinary program.",
+            fix=Fix(FixKind.REPACKAGE),
+        )
 
 
 def _refuse_what_is_not_gzip(head: bytes) -> None:
@@ -233,9 +254,9 @@ def _refuse_what_is_not_gzip(head: bytes) -> None:
         found = what_is_it(head)
         raise ArchiveError(
             ProblemCode.NOT_GZIP,
-            f"The upload is not gzip-compressed: it is {found or 'of a kind that cannot be told'}, whatever its name "
-            "says. A gzip-compressed tar archive is needed.",
-            command="tar -czf adapter.tar.gz -C FOLDER .",
+            f"The upload is not gzip-compressed: it is {found or 'of an unknown kind'}, whatever its name says. "
+            "A gzip-compressed tar archive is needed.",
+            fix=Fix(FixKind.PACKAGE_FOLDER),
         )
     if len(head) > 3 and head[3] & _GZIP_FLAGS_REFUSED:
         raise ArchiveError(
@@ -250,7 +271,7 @@ def _refuse_what_follows(rest: bytes) -> None:
         raise ArchiveError(
             ProblemCode.GZIP_SEVERAL_MEMBERS,
             "Another gzip stream follows the first one: some readers see it and others do not.",
-            command="gunzip -c OLD.tar.gz | gzip > NEW.tar.gz",
+            fix=Fix(FixKind.COMPRESS_AGAIN),
         )
     if rest:
         raise ArchiveError(

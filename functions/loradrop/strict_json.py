@@ -22,7 +22,7 @@ class JsonError(ValueError):
 
 class DuplicateKeyError(JsonError):
     def __init__(self, key: str) -> None:
-        super().__init__(f"the key {key!r} stands twice")
+        super().__init__(f"the key {key!r} occurs twice")
         self.key = key
 
 
@@ -31,7 +31,7 @@ def parse_object(
 ) -> dict[str, object]:
     """The JSON object that `data` is.
 
-    `constants` allows NaN and Infinity, as Python's own reader does. Keys that stand twice go to `duplicates`, where
+    `constants` allows NaN and Infinity, as Python's own reader does. Keys that occur twice go to `duplicates`, where
     the last value wins; without it they raise DuplicateKeyError. Raises JsonError for all else.
     """
     if data.startswith(b"\xef\xbb\xbf"):
@@ -58,7 +58,7 @@ def parse_object(
     return value
 
 
-_KINDS: dict[type, str] = {list: "a list", str: "a text", int: "a number", float: "a number", type(None): "null"}
+_KINDS: dict[type, str] = {list: "a list", str: "a string", int: "a number", float: "a number", type(None): "null"}
 
 
 def _refuse_depth(text: str, max_depth: int) -> None:

@@ -1,43 +1,87 @@
-"""The judge: predicts what the serving engine will do with an adapter, in one bounded read.
+"""The validator: predicts what the serving engine will do with an adapter, in one bounded read.
 
 It reads to the end even when it already knows that the adapter is refused: the uploader gets every problem at once, and
 the second that the rest costs is less than another upload. Only where nothing further can be understood (a damaged
 archive, a limit) it stops.
 """
 
-import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from loradrop.adapter_config import CONFIG_FILE, AdapterConfig, read_config
+from loradrop.adapter_config import CONFIG_FILE, AdapterConfig, base_model_in, read_config
 from loradrop.archive import Body, Member, read_members
 from loradrop.modules import Pair, match_modules, scalings
 from loradrop.policy import DEFAULT_POLICY, Policy
-from loradrop.problems import ProblemCode, Problems
+from loradrop.problems import Consequence, Fix, FixKind, ProblemCode, Problems
 from loradrop.profile import BaseProfile
-from loradrop.report import FileEntry, Manifest, Report
 from loradrop.safetensors import WEIGHTS_FILE, Weights, read_weights
 from loradrop.smoke import SmokePrompt, SmokePromptsInvalidError, parse_smoke_prompts
 from loradrop.stream import ArchiveError, BinaryStream, Unpacked
+from loradrop.validation_report import FileEntry, Manifest, ValidationReport
 
 SMOKE_FILE = "smoke.jsonl"
 ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE, SMOKE_FILE)
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
-# What the container runs, installs or obeys when it finds it at the root.
-CODE_FILES = frozenset({"model.py", "requirements.txt", "serving.properties"})
+# Suffixes count wherever they stand in a name, so that x.pickle.gz is a pickle.
+PICKLE_SUFFIXES = frozenset({"bin", "pt", "pth", "ckpt", "pkl", "pickle", "joblib", "dill"})
+# What the container runs, installs or obeys when it finds it at the root, and what is a program anywhere.
+CODE_FILES = frozenset(
+    {"requirements.txt", "serving.properties", "dockerfile", "makefile", "setup.cfg", "pyproject.toml"}
+)
+CODE_SUFFIXES = frozenset(
+    {
+        *(
+            "py",
+            "pyc",
+            "pyo",
+            "pyd",
+            "pyx",
+            "ipynb",
+            "so",
+            "dll",
+            "dylib",
+            "exe",
+            "o",
+            "a",
+            "whl",
+            "egg",
+            "jar",
+            "class",
+        ),
+        *("sh", "bash", "zsh", "bat", "cmd", "ps1", "js", "pl", "rb", "lua", "wasm"),
+    }
+)
+WEIGHTS_SUFFIXES = frozenset(
+    {
+        "safetensors",
+        "gguf",
+        "ggml",
+        "npy",
+        "npz",
+        "h5",
+        "hdf5",
+        "msgpack",
+        "onnx",
+        "tensors",
+        "tflite",
+        "mlmodel",
+        "distcp",
+    }
+)
+# What people's trainers leave beside an adapter, and serving ignores.
+USUAL_SUFFIXES = frozenset(
+    {"md", "txt", "json", "jsonl", "jinja", "model", "yaml", "yml", "csv", "log", "png", "jpg", "jpeg", "svg", "html"}
+)
+USUAL_FILES = frozenset({"license", "licence", "notice", "latest", ".gitattributes", ".gitignore"})
 # What `safe_serialization=False`, or an old PEFT, wrote.
 PICKLED_WEIGHTS = "adapter_model.bin"
-_CONVERT = (
-    'python -c "import torch, safetensors.torch as s; '
-    f"s.save_file(torch.load('unpacked/{PICKLED_WEIGHTS}', 'cpu', weights_only=True), 'unpacked/{WEIGHTS_FILE}')\""
-)
-_SAVE = "in Python: model.save_pretrained('FOLDER'); then: loradrop package FOLDER -o NEW.tar.gz"
+_REPACKAGE = Fix(FixKind.REPACKAGE)
 
 
 @dataclass(slots=True)
 class _Folder:
     """The adapter's own files found in one folder of the archive: the root, or one that wraps everything."""
 
+    profile: BaseProfile
     names: set[str] = field(default_factory=set)
     config: AdapterConfig | None = None
     weights: Weights | None = None
@@ -46,45 +90,61 @@ class _Folder:
     problems: Problems = field(default_factory=Problems)
 
 
-def validate(stream: BinaryStream, profile: BaseProfile, policy: Policy = DEFAULT_POLICY) -> Report:
-    """Whether the tarball that `stream` yields would serve well on this base. Raises only what `stream.read` raises."""
+def validate(
+    stream: BinaryStream,
+    profile: BaseProfile,
+    policy: Policy = DEFAULT_POLICY,
+    *,
+    choose: Callable[[str | None], BaseProfile | None] | None = None,
+) -> ValidationReport:
+    """Whether the tarball that `stream` yields would serve well on this base. Raises only what `stream.read` raises.
+
+    `choose` may name another profile, by the base that the adapter itself names.
+    """
     problems = Problems()
     with Unpacked(stream, policy) as unpacked:
-        hearing = _Hearing(profile, policy, problems)
+        validation = _Validation(profile, policy, problems, choose or (lambda _: None))
         try:
-            hearing.hear(read_members(unpacked.source, policy, problems))
+            validation.read(read_members(unpacked.source, policy, problems))
         except ArchiveError as error:
-            hearing.is_cut_short = True
-            problems.add(error.code, error.message, place=error.place, command=error.command)
-        return hearing.report(unpacked.sha256)
+            validation.is_cut_short = True
+            problems.add(error.code, error.message, place=error.place, fix=error.fix)
+        return validation.report(unpacked.sha256)
 
 
-class _Hearing:
-    """Goes through an adapter's members and gathers what they say."""
+class _Validation:
+    """Reads an adapter's members and gathers what they say."""
 
-    def __init__(self, profile: BaseProfile, policy: Policy, problems: Problems) -> None:
+    def __init__(
+        self,
+        profile: BaseProfile,
+        policy: Policy,
+        problems: Problems,
+        choose: Callable[[str | None], BaseProfile | None],
+    ) -> None:
         self._profile = profile
+        self._choose = choose
         self._policy = policy
         self._problems = problems
-        self._root = _Folder()
+        self._root = _Folder(profile)
         self._wrapping: tuple[str, _Folder] | None = None  # the first folder that has files
         self._nested: list[str] = []
         self._files: list[FileEntry] = []
         self.is_cut_short = False
 
-    def hear(self, members: Iterable[Member]) -> None:
+    def read(self, members: Iterable[Member]) -> None:
         for member in members:
             if member.is_folder:
                 continue
             if _is_of_macos(member.name):
                 self._problems.add_grouped(
                     ProblemCode.MACOS_FILES,
-                    f"{member.name} was put in by macOS and is ignored; COPYFILE_DISABLE=1 before tar leaves it out.",
+                    f"{member.name} was put in by macOS. It is ignored.",
                     place=member.name,
-                    command=_repack(),
+                    fix=_REPACKAGE,
                 )
             else:
-                self._hear_file(member)
+                self._read_file(member)
             member.body.skip()
             self._files.append(FileEntry(member.name, member.size, member.body.sha256))
 
@@ -93,49 +153,67 @@ class _Hearing:
         if not name:
             return self._root
         if self._wrapping is None:
-            self._wrapping = (name, _Folder())
+            self._wrapping = (name, _Folder(self._profile))
         return self._wrapping[1] if self._wrapping[0] == name else None
 
-    def _hear_file(self, member: Member) -> None:
+    def _read_file(self, member: Member) -> None:
         folder_name, _, name = member.name.rpartition("/")
         folder = self._folder(folder_name)
         if folder_name:
             self._nested.append(member.name)
-        if name.lower().endswith(PICKLE_SUFFIXES):
-            self._problems.add(
-                ProblemCode.PICKLE_FILE,
-                f"{member.name} is a pickle: loading it runs code. Pack the adapter without it.",
-                place=member.name,
-                command=None if name == PICKLED_WEIGHTS else _repack(folder_name),
-            )
-        if name.lower() in CODE_FILES:
-            self._problems.add(
-                ProblemCode.CODE_FILE,
-                f"{member.name} would be run or obeyed by the container. Pack the adapter without it.",
-                place=member.name,
-                command=_repack(folder_name),
-            )
+        if name not in ADAPTER_FILES:
+            self._check_extra_file(member.name, name, folder_name)
         if folder is None:
             return
         folder.names.add(name)
         if name == CONFIG_FILE:
-            folder.config = self._read_config(member, folder.problems)
+            folder.config = self._read_config(member, folder)
         elif name == WEIGHTS_FILE:
             folder.weights_bytes = member.size
             folder.weights = read_weights(member.body, self._policy, folder.problems)
         elif name == SMOKE_FILE:
             folder.smoke_prompts = self._read_smoke(member.body, folder.problems)
 
-    def _read_config(self, member: Member, problems: Problems) -> AdapterConfig | None:
+    def _check_extra_file(self, path: str, name: str, folder_name: str) -> None:
+        """Code and other weights are refused; what is not usual beside an adapter is warned about."""
+        plain = name.lower().strip()
+        suffixes = set(plain.split(".")[1:])
+        fix = Fix(FixKind.REPACKAGE, folder_name)
+        if suffixes & PICKLE_SUFFIXES:
+            self._problems.add(
+                ProblemCode.PICKLE_FILE,
+                f"{path} is a pickle: loading it runs code.",
+                place=path,
+                fix=None if name == PICKLED_WEIGHTS else fix,
+            )
+        elif plain in CODE_FILES or suffixes & CODE_SUFFIXES:
+            self._problems.add(
+                ProblemCode.CODE_FILE,
+                f"{path} is code: the container may run, install or obey it.",
+                place=path,
+                fix=fix,
+            )
+        elif suffixes & WEIGHTS_SUFFIXES:
+            self._problems.add(
+                ProblemCode.OTHER_WEIGHTS, f"{path} holds other weights than the adapter's.", place=path, fix=fix
+            )
+        elif plain not in USUAL_FILES and not suffixes & USUAL_SUFFIXES:
+            self._problems.add_grouped(
+                ProblemCode.EXTRA_FILE, f"{path} is not one of an adapter's usual files.", place=path, fix=fix
+            )
+
+    def _read_config(self, member: Member, folder: _Folder) -> AdapterConfig | None:
         limit = self._policy.max_config_bytes
         if member.size > limit:
-            problems.add(
+            folder.problems.add(
                 ProblemCode.CONFIG_TOO_LARGE,
                 f"{CONFIG_FILE} has {member.size} bytes; at most {limit} are read.",
                 place=CONFIG_FILE,
             )
             return None
-        return read_config(member.body.take(member.size), self._profile, self._policy, problems)
+        data = member.body.take(member.size)
+        folder.profile = self._choose(base_model_in(data, self._policy)) or folder.profile
+        return read_config(data, folder.profile, self._policy, folder.problems)
 
     def _read_smoke(self, body: Body, problems: Problems) -> tuple[SmokePrompt, ...]:
         limit = self._policy.max_smoke_bytes
@@ -146,37 +224,37 @@ class _Hearing:
             problems.add(ProblemCode.SMOKE_PROMPTS_INVALID, str(error), place=SMOKE_FILE)
             return ()
 
-    def report(self, sha256: str | None) -> Report:
+    def report(self, sha256: str | None) -> ValidationReport:
         if self.is_cut_short:
             sha256 = None  # how far the bytes were read ahead is chance
         folder = self._validated_folder()
         pairs: tuple[Pair, ...] = ()
         if folder.weights is not None:
-            pairs = match_modules(folder.weights, folder.config, self._profile, folder.problems)
+            pairs = match_modules(folder.weights, folder.config, folder.profile, folder.problems)
             if folder.config is not None:
-                self._weigh_scalings(pairs, folder.config, folder.problems)
+                self._check_scalings(pairs, folder.config, folder.problems)
         errors = self._problems.errors() + folder.problems.errors()
         warnings = self._problems.warnings() + folder.problems.warnings()
         manifest = None
         if not errors and folder.config is not None and folder.weights is not None:
             manifest = self._manifest(folder, folder.config, pairs, sha256)
-        return Report(
+        return ValidationReport(
             accepted=manifest is not None,
             problems=errors,
             warnings=warnings,
             manifest=manifest,
             sha256=sha256,
             smoke_prompts=folder.smoke_prompts if manifest is not None else (),
-            profile=self._profile.name,
+            profile=folder.profile.name,
         )
 
-    def _weigh_scalings(self, pairs: tuple[Pair, ...], config: AdapterConfig, problems: Problems) -> None:
+    def _check_scalings(self, pairs: tuple[Pair, ...], config: AdapterConfig, problems: Problems) -> None:
         least, most = self._policy.usual_scaling
         for scaling, count in scalings(pairs, config).items():
             if not least <= scaling <= most:
                 problems.add_grouped(
                     ProblemCode.SCALING_UNUSUAL,
-                    f"The update of {count} modules is scaled by {scaling:g}; people train with {least:g} to {most:g}.",
+                    f"The update of {count} modules is scaled by {scaling:g}; usual are {least:g} to {most:g}.",
                     place="lora_alpha",
                 )
 
@@ -188,18 +266,21 @@ class _Hearing:
             if folder.names & adapter_names and all(path.startswith(f"{name}/") for path in self._nested):
                 self._problems.add(
                     ProblemCode.WRAPPING_FOLDER,
-                    f"The adapter lies inside the folder {name}; its files must lie at the root of the archive.",
+                    f"The adapter is inside the folder {name}; its files must be at the root of the archive.",
                     place=name,
-                    command=_repack(name),
+                    fix=Fix(FixKind.REPACKAGE, name),
                 )
                 self._add_missing_files(folder)
                 return folder
+        has_adapter = self._root.names >= adapter_names
         for path in self._nested:
             self._problems.add_grouped(
                 ProblemCode.SUBFOLDER,
-                f"{path} lies in a folder; an adapter is flat. Pack its own files alone.",
+                f"{path} is in a folder; an adapter's files are all at the root.",
                 place=path,
-                command=_repack(),
+                fix=_REPACKAGE,
+                # The engine opens two files by name, and never lists folders.
+                consequence=Consequence.POLICY if has_adapter else Consequence.FAIL,
             )
         self._add_missing_files(self._root)
         return self._root
@@ -217,9 +298,9 @@ class _Hearing:
             is_pickled = name == WEIGHTS_FILE and PICKLED_WEIGHTS in folder.names
             self._problems.add(
                 code,
-                f"The archive has no {name} at its root; it has {found}.",
+                f"The archive has no {name} at its root. It has {found}.",
                 place=name,
-                command=_repack(first=_CONVERT) if is_pickled else _SAVE,
+                fix=Fix(FixKind.CONVERT_PICKLE if is_pickled else FixKind.SAVE_AGAIN),
             )
 
     def _manifest(
@@ -232,7 +313,7 @@ class _Hearing:
             use_rslora=config.use_rslora,
             scalings=tuple(sorted(scalings(pairs, config))),
             modules=tuple(
-                module for module in self._profile.lora_modules if any(pair.module == module for pair in pairs)
+                module for module in folder.profile.lora_modules if any(pair.module == module for pair in pairs)
             ),
             layers=tuple(sorted({pair.layer for pair in pairs if pair.layer is not None})),
             adapted_modules=len(pairs),
@@ -244,15 +325,6 @@ class _Hearing:
             base_model=config.base_model,
             peft_version=config.peft_version,
         )
-
-
-def _repack(folder: str = "", first: str | None = None) -> str:
-    """The commands that make a good tarball of a bad one; `first` is done once it is unpacked."""
-    path = shlex.quote(f"unpacked/{folder}") if folder else "unpacked"
-    steps = ["mkdir unpacked", "tar -xzf OLD.tar.gz -C unpacked", f"loradrop package {path} -o NEW.tar.gz"]
-    if first is not None:
-        steps.insert(2, first)
-    return " && ".join(steps)
 
 
 def _is_of_macos(path: str) -> bool:

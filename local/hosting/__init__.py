@@ -8,7 +8,7 @@ from moto.core.errors import COMMON_ERROR_CODES
 from moto.sagemaker.models import sagemaker_backends
 from moto.sagemakerruntime import urls as moto_runtime_urls
 
-from .behaviour import CONTROL, Behaviour, Control, InvokeErrors, behaving
+from .behaviour import CONTROL, Behaviour, Control, InvokeErrors, Kill, Refusal, behaving
 from .errors import ThrottlingException
 from .models import HostingBackend, hosting_backend
 from .serving import SERVING
@@ -21,6 +21,8 @@ __all__ = [
     "Control",
     "HostingBackend",
     "InvokeErrors",
+    "Kill",
+    "Refusal",
     "behaving",
     "hosting_backend",
     "register",

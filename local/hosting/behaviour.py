@@ -1,15 +1,18 @@
-"""How the emulated hosting behaves: the knobs that tests and demos turn, at start or while it runs."""
+"""How the emulated hosting behaves: the settings that tests and demos change, at start or while it runs."""
 
 import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
 INVOKE_ERROR_STATUSES = (400, 424, 429, 500, 503, 530)
+KILL_ERRORS = ("Runtime.ExitError", "Sandbox.Timedout", "Lambda.Unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,67 @@ class InvokeErrors:
 
 
 @dataclass(frozen=True, slots=True)
+class Kill:
+    """The `nth` invocation, counted from now, of the functions whose name contains `function` dies: its state machine gets `error`.
+
+    It dies with the answer of its AWS call number `after_calls` (that call is carried out); before it begins with 0; at its end,
+    all of its work done and nothing answered, with null.
+    """
+
+    function: str
+    nth: int = 1
+    after_calls: int | None = None
+    error: str = "Runtime.ExitError"
+
+    def __post_init__(self) -> None:
+        _check("kills.function", self.function, "a part of a function's name", _is_text)
+        _check("kills.nth", self.nth, "a whole number, 1 or more", _is_whole, lambda value: value >= 1)
+        _check(
+            "kills.after_calls",
+            self.after_calls,
+            "a whole number, 0 or more, or null",
+            _is_whole,
+            lambda value: value >= 0,
+            optional=True,
+        )
+        _check(
+            "kills.error", self.error, f"one of {', '.join(KILL_ERRORS)}", _is_text, lambda value: value in KILL_ERRORS
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """From the `nth` on, counted from now, `times` calls of `action` are refused with `code`.
+
+    `action` is written as IAM writes it (dynamodb:TransactWriteItems, s3:PutObject, sagemaker:*); `function` is a part of the name of
+    the Lambda that calls, and empty for anybody. A call that is `carried_out` has its effect, and its answer is lost.
+    """
+
+    action: str
+    nth: int = 1
+    times: int = 1
+    function: str = ""
+    code: str = "AccessDeniedException"
+    status: int = 400
+    carried_out: bool = False
+
+    def __post_init__(self) -> None:
+        _check("refusals.action", self.action, "service:Operation", _is_text, lambda value: ":" in value)
+        for name in ("nth", "times"):
+            _check(
+                f"refusals.{name}",
+                getattr(self, name),
+                "a whole number, 1 or more",
+                _is_whole,
+                lambda value: value >= 1,
+            )
+        for name in ("function", "code"):
+            _check(f"refusals.{name}", getattr(self, name), "a text", _is_text)
+        _check("refusals.status", self.status, "an HTTP status from 400", _is_whole, lambda v: 400 <= v <= 599)
+        _check("refusals.carried_out", self.carried_out, "true or false", lambda value: isinstance(value, bool))
+
+
+@dataclass(frozen=True, slots=True)
 class Behaviour:
     """One frozen value: it is replaced as a whole, so nobody ever sees half a change."""
 
@@ -45,12 +109,22 @@ class Behaviour:
     components_per_endpoint: int | None = None
     # InService at once, weights read by the first invocation: a base with SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY.
     dynamic_loading: bool = False
-    # The faults. A text is the reason that the component, or the caller, is told; None: no fault.
+    # The faults. A text is the reason that the component, or the caller, gets; None: no fault.
     create_fails: str | None = None
     load_fails: str | None = None
     # The adapter is registered and never used: it answers as the base does, as a wrong adapter can in a real container.
     adapters_ignored: bool = False
     invoke_errors: InvokeErrors | None = None
+    # The base has no copies (scaled to zero): it and its adapters answer 400 for want of capacity.
+    no_capacity: bool = False
+    # Names of components that are Failed from now on, as by an accident of their instance.
+    failed_components: tuple[str, ...] = ()
+    # Whether an update of a base forgets its adapters, which stay InService all the same, or registers them anew.
+    # LMI keeps its adapters in the memory of its process, and no source says that SageMaker registers them again.
+    base_update_forgets_adapters: bool = True
+    # Faults of the account's Lambdas and of their calls. Each counts from when the behaviour was last changed.
+    kills: tuple[Kill, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("seconds_to_in_service", "seconds_to_delete"):
@@ -67,8 +141,9 @@ class Behaviour:
             lambda value: value >= 0,
             optional=True,
         )
-        for name in ("dynamic_loading", "adapters_ignored"):
+        for name in ("dynamic_loading", "adapters_ignored", "no_capacity", "base_update_forgets_adapters"):
             _check(name, getattr(self, name), "true or false", lambda value: isinstance(value, bool))
+        _check("failed_components", self.failed_components, "a list of names", _is_tuple_of_texts)
         for name in ("create_fails", "load_fails"):
             _check(
                 name,
@@ -84,12 +159,17 @@ class Behaviour:
         unknown = sorted(set(changes) - known)
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(known))}")
-        values = dict(changes)
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
+        }
         errors = values.get("invoke_errors")
         if isinstance(errors, Mapping):
             values["invoke_errors"] = _invoke_errors(errors)
         elif errors is not None and not isinstance(errors, InvokeErrors):
             raise ValueError("invoke_errors must be null or an object with times, status and, if wanted, component")
+        for name, kind in (("kills", Kill), ("refusals", Refusal)):
+            if name in values:
+                values[name] = _faults(name, kind, values[name])
         return replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,12 +193,26 @@ def _invoke_errors(errors: Mapping[str, Any]) -> InvokeErrors:
     return InvokeErrors(**errors)
 
 
+def _faults(name: str, kind: type[Any], given: Any) -> tuple[Any, ...]:
+    known = [field.name for field in fields(kind)]
+    if not isinstance(given, tuple) or not all(isinstance(one, Mapping | kind) for one in given):
+        raise ValueError(f"{name} must be a list of objects with {', '.join(known)}")
+    try:
+        return tuple(one if isinstance(one, kind) else kind(**one) for one in given)
+    except TypeError as error:
+        raise ValueError(f"{name} takes objects with {', '.join(known)}") from error
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_tuple_of_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
 
 
 def _is_whole(value: Any) -> bool:
@@ -154,6 +248,9 @@ class RateLimit:
             return True
 
 
+Fault = TypeVar("Fault", Kill, Refusal)
+
+
 class Control:
     """The behaviour now, and how many of its counted faults have happened."""
 
@@ -163,6 +260,7 @@ class Control:
 
     def _reset(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
+        self._seen: Counter[int] = Counter()
         self.creates, self.describes = RateLimit(), RateLimit()
 
     @property
@@ -188,8 +286,30 @@ class Control:
             self._behaviour = replace(self._behaviour, invoke_errors=left)
             return errors.status if errors.times > 0 else None
 
+    def take_kill(self, function: str) -> Kill | None:
+        """The end that this invocation must come to, if it must; counts it."""
+        with self._lock:
+            return self._due([one for one in self._behaviour.kills if one.function in function])
 
-# One hosting service per process, as there is one moto: this is where tests and the local cloud turn its knobs.
+    def take_refusal(self, action: str, function: str) -> Refusal | None:
+        """How this call must be refused, if it must; counts it."""
+        with self._lock:
+            meant = [
+                one for one in self._behaviour.refusals if fnmatchcase(action, one.action) and one.function in function
+            ]
+            return self._due(meant)
+
+    def _due(self, meant: Sequence[Fault]) -> Fault | None:
+        """Of the faults that mean this call the first whose turn it is."""
+        due: Fault | None = None
+        for fault in meant:
+            seen = self._seen[id(fault)] = self._seen[id(fault)] + 1
+            if due is None and fault.nth <= seen < fault.nth + getattr(fault, "times", 1):
+                due = fault
+        return due
+
+
+# One hosting service per process, as there is one moto: this is where tests and the local cloud change its behaviour.
 CONTROL = Control()
 
 

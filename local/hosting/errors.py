@@ -36,7 +36,3 @@ class ContainerError(Exception):
         super().__init__(body)
         self.status = status
         self.body = body
-
-
-class AdapterNotLoadedError(Exception):
-    """The engine refused an adapter; the text is the reason."""

@@ -1,6 +1,6 @@
 """The model server in the container: LMI's request and response schemas over an engine.
 
-The schema is told by the key that is present, in LMI's order: `prompt` (OpenAI completion), `inputs` (LMI's own), `messages`
+The key that is present decides the schema, in LMI's order: `prompt` (OpenAI completion), `inputs` (LMI's own), `messages`
 (OpenAI chat). LMI has two handlers with different answers to `inputs`: the rolling-batch ones name a token's field `log_prob`;
 the asynchronous vLLM handler names it `logprob`, and its finish_reason is vLLM's stop_reason, which is null unless a stop string was met.
 """
@@ -15,13 +15,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from .engines import Engine, Token
+from ..engines import Engine, Token
 from .errors import ContainerError
 
 JSON = "application/json"
 JSON_LINES = "application/jsonlines"
 # The most an answer may have where the request names no limit: the engine's context ends it earlier.
 NO_LIMIT_TOKENS = 4096
+
+
+DEFAULT_MAX_LORA_RANK = 16
+DEFAULT_MAX_LORAS = 4
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class Handler(StrEnum):
@@ -36,6 +41,41 @@ class Handler(StrEnum):
             if asynchronous or "vllm_async" in environment.get("OPTION_ENTRYPOINT", "")
             else cls.ROLLING_BATCH
         )
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOptions:
+    """What the base's container was started with, as far as adapters meet it."""
+
+    max_rank: int | None
+    problem: str | None = None
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "LoraOptions":
+        """A container that sets no option of LMI's is another make, and has no limits that are known here."""
+        options = {name.upper(): value for name, value in environment.items() if name.upper().startswith("OPTION_")}
+        if not options:
+            return cls(max_rank=None)
+        if options.get("OPTION_ENABLE_LORA", "").lower() != "true":
+            return cls(max_rank=None, problem="LoRA is not enabled. Use `--enable-lora` to enable LoRA.")
+        return cls(max_rank=int(options.get("OPTION_MAX_LORA_RANK", DEFAULT_MAX_LORA_RANK)))
+
+
+def start_problem(environment: Mapping[str, str]) -> str | None:
+    """Why the engine does not start with this environment, in vLLM's words; None where it does."""
+    if LoraOptions.of(environment).max_rank is None:
+        return None
+    numbers = {}
+    for name, default in (("MAX_LORA_RANK", DEFAULT_MAX_LORA_RANK), ("MAX_LORAS", DEFAULT_MAX_LORAS)):
+        numbers[name] = int(environment.get(f"OPTION_{name}", default))
+    loras, cpu_loras = numbers["MAX_LORAS"], int(environment.get("OPTION_MAX_CPU_LORAS", numbers["MAX_LORAS"]))
+    if numbers["MAX_LORA_RANK"] not in LORA_RANKS:
+        return f"max_lora_rank ({numbers['MAX_LORA_RANK']}) must be one of {LORA_RANKS}."
+    if loras < 1:
+        return f"max_loras ({loras}) must be greater than or equal to 1."
+    if cpu_loras < loras:
+        return f"max_cpu_loras ({cpu_loras}) must be greater than or equal to max_loras ({loras})."
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +191,7 @@ def _lmi_call(request: Mapping[str, Any], handler: Handler) -> _Call:
     parameters = request.get("parameters") or {}
     if not isinstance(parameters, dict):
         raise TypeError(f"parameters must be an object, not {_kind(parameters)}")
-    # vLLM samples unless it is told not to; the rolling-batch handlers are greedy unless they are told to sample.
+    # vLLM samples by default; the rolling-batch handlers are greedy by default.
     sampled = handler is Handler.ASYNC_VLLM or bool(parameters.get("do_sample"))
     temperature = _temperature(parameters, 1.0 if sampled else 0.0)
     stop = parameters.get("stop") or (parameters.get("stop_sequences") if handler is Handler.ROLLING_BATCH else None)

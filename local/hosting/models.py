@@ -12,10 +12,10 @@ from typing import Any
 from moto.core.utils import utcnow
 from moto.sagemaker.models import FakeEndpoint, FakeEndpointConfig, SageMakerModelBackend, sagemaker_backends
 
+from ..engines import AdapterLoadError, UnknownAdapterError
 from . import lmi
 from .behaviour import CONTROL
 from .errors import (
-    AdapterNotLoadedError,
     ContainerError,
     InvocationError,
     ResourceLimitExceeded,
@@ -34,6 +34,11 @@ BASE_ONLY_MEMBERS = (
     "StartupParameters",
     "DataCacheConfig",
     "SchedulingConfig",
+)
+
+NO_CAPACITY = (
+    "Inference Component has no capacity to process this request. ApplicationAutoScaling may be in-progress (if configured) "
+    "or try to increase the capacity by invoking UpdateInferenceComponentRuntimeConfig API."
 )
 
 _generations = itertools.count(1)
@@ -66,6 +71,8 @@ class InferenceComponent:
     failure_reason: str | None = None
     # The engine's name for the loaded adapter: a new one for every load, since a component may return under its old name.
     slot: str | None = None
+    # Its base was updated, and the new container has never heard of it.
+    is_forgotten: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     @property
@@ -128,7 +135,7 @@ class HostingEndpointConfig(FakeEndpointConfig):  # type: ignore[misc]
         self.execution_role_arn = execution_role_arn
 
     def validate_production_variants(self, production_variants: list[dict[str, Any]]) -> None:
-        """The request was held against the model already; moto's own list of instance types is from before g5."""
+        """The request was checked by the model already; moto's own list of instance types is from before g5."""
 
     @property
     def response_object(self) -> dict[str, Any]:
@@ -186,6 +193,11 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         )
         self._describe_variants(endpoint, endpoint_config_name)
         return endpoint
+
+    def describe_endpoint(self, endpoint_name: str) -> dict[str, Any]:
+        """moto's, without what is not set: SageMaker leaves that out."""
+        described: dict[str, Any] = super().describe_endpoint(endpoint_name)
+        return {name: value for name, value in described.items() if value not in (None, {}, [])}
 
     def update_endpoint(self, endpoint_name: str, endpoint_config_name: str) -> FakeEndpoint:
         endpoint = self._endpoint(endpoint_name)
@@ -296,6 +308,8 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             component.specification = component.specification | specification
             # Unregistered first and registered again after: nothing answers in between, as AWS's own logs show.
             self._unload(component)
+            component.is_forgotten = False
+            self._renew_container(component)
             component.fails_with = CONTROL.behaviour.create_fails
             component.settles_at = time.monotonic() + CONTROL.behaviour.seconds_to_in_service
             component.move_to(ComponentStatus.UPDATING)
@@ -307,6 +321,8 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         with component.lock:
             self._check_idle(component)
             self._set_copy_count(component, request["DesiredRuntimeConfig"])
+            if component.copy_count == 0:
+                self._renew_container(component)
             component.settles_at = time.monotonic() + CONTROL.behaviour.seconds_to_in_service
             component.move_to(ComponentStatus.UPDATING)
         return component
@@ -326,13 +342,18 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
                     raise ValidationException(
                         f'Cannot delete inference component "{component.arn}": its status is DELETE_IN_PROGRESS.'
                     )
+                if component.status in (ComponentStatus.CREATING, ComponentStatus.UPDATING):
+                    state = "UPDATE_RC" if component.status is ComponentStatus.UPDATING else "CREATE"
+                    raise ValidationException(
+                        f'Cannot delete inference component "{component.arn}": its status is {state}_IN_PROGRESS.'
+                    )
                 component.settles_at = time.monotonic() + CONTROL.behaviour.seconds_to_delete
                 component.move_to(ComponentStatus.DELETING)
                 self._unload(component)
             self._settle(component)
 
     def _checked_adapter(self, request: dict[str, Any], endpoint: FakeEndpoint) -> dict[str, str]:
-        """Holds an adapter's request against the rules; the environment of its base comes back."""
+        """Checks an adapter's request by the rules; the environment of its base comes back."""
         specification = request["Specification"]
         base = self._component(specification["BaseInferenceComponentName"])
         if base.base_name is not None:
@@ -408,7 +429,7 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             raise ValidationException("RuntimeConfig is not supported when BaseInferenceComponentName is specified.")
         component.copy_count = runtime_config["CopyCount"]
 
-    # The life cycle: a component moves when somebody looks, so that nothing runs behind a test's back
+    # The life cycle: a component changes its status when it is read, so that nothing runs behind a test's back
 
     def _component(self, name: str) -> InferenceComponent:
         component = self._found(name)
@@ -427,11 +448,14 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             if time.monotonic() < component.settles_at:
                 return
             if component.status is ComponentStatus.DELETING:
-                # Somebody who found it earlier may look late: its name may belong to another by now.
+                # Somebody who found it earlier may read it late: its name may belong to another by now.
                 if self.inference_components.get(component.name) is component:
                     del self.inference_components[component.name]
             elif component.status in (ComponentStatus.CREATING, ComponentStatus.UPDATING):
                 self._bring_up(component)
+            elif component.name in CONTROL.behaviour.failed_components:
+                self._unload(component)
+                component.move_to(ComponentStatus.FAILED, "The component failed on request.")
 
     def _bring_up(self, component: InferenceComponent) -> None:
         if component.fails_with is not None:
@@ -439,10 +463,14 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             return
         try:
             if component.base_name is None:
+                problem = lmi.start_problem(self._environment(component))
+                if problem is not None:
+                    component.move_to(ComponentStatus.FAILED, f"The container did not start: {problem}")
+                    return
                 SERVING.engine()
             elif not component.loads_lazily:
                 self._load(component)
-        except AdapterNotLoadedError as error:
+        except AdapterLoadError as error:
             component.move_to(ComponentStatus.FAILED, f"Failed to load the adapter: {error}")
         else:
             component.move_to(ComponentStatus.IN_SERVICE)
@@ -452,10 +480,24 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             return
         fault = CONTROL.behaviour.load_fails
         if fault is not None:
-            raise AdapterNotLoadedError(fault)
+            raise AdapterLoadError(fault)
+        base = self.inference_components.get(component.base_name or "")
+        options = lmi.LoraOptions.of(self._environment(base) if base else {})
+        if options.problem is not None:
+            raise AdapterLoadError(options.problem)
         slot = f"{component.name}#{next(_generations)}"
-        SERVING.load_adapter(slot, component.artifact_url, self._execution_role(component), self.region_name)
+        role = self._execution_role(component)
+        SERVING.load_adapter(slot, component.artifact_url, role, self.region_name, options.max_rank)
         component.slot = slot
+
+    def _renew_container(self, base: InferenceComponent) -> None:
+        """An update of a base starts a new container, which has none of the adapters of the old one."""
+        for adapter in self.list_inference_components() if base.base_name is None else []:
+            if adapter.base_name == base.name:
+                with adapter.lock:
+                    self._unload(adapter)
+                    # Registered anew, it is loaded by the next invocation.
+                    adapter.is_forgotten = CONTROL.behaviour.base_update_forgets_adapters
 
     @staticmethod
     def _unload(component: InferenceComponent) -> None:
@@ -512,14 +554,19 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         with component.lock:
             if component.status is not ComponentStatus.IN_SERVICE:
                 raise _invalid(f"Inference Component {component.name} is {component.status}, not InService.")
+            base = self._found(component.base_name) if component.base_name else component
+            if base is not None and (base.copy_count == 0 or CONTROL.behaviour.no_capacity):
+                raise _invalid(NO_CAPACITY)
+            if component.is_forgotten:
+                refusal = lmi.failure(f"Adapter {component.name} is not registered", 424)
+                raise self._model_error(refusal, log_group)
             try:
                 if component.base_name is not None:
                     self._load(component)
-            except AdapterNotLoadedError as error:
+            except AdapterLoadError as error:
                 refusal = lmi.failure(f"Failed to load the adapter {component.name}: {error}", 424)
                 raise self._model_error(refusal, log_group) from error
             adapter = None if CONTROL.behaviour.adapters_ignored else component.slot
-        base = self.inference_components.get(component.base_name) if component.base_name else component
         handler = lmi.Handler.of(self._environment(base) if base else {})
         try:
             answer = lmi.answer(SERVING.engine(), adapter, body, handler, model=component.name if adapter else "lmi")
@@ -527,7 +574,7 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             return answer if streamed else lmi.Answer(answer.content_type, iter((b"".join(answer.chunks),)))
         except ContainerError as error:
             raise self._model_error(error, log_group) from error
-        except LookupError as error:
+        except UnknownAdapterError as error:
             # It was unloaded while this request waited or was answered: deleted, or updated in place.
             raise self._model_error(lmi.failure(str(error), 424), log_group) from error
 
@@ -592,10 +639,14 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         kept: list[dict[str, str]] = resource.tags
         return kept
 
-    def tags_of_component(self, arn: str) -> dict[str, str]:
-        """Of what is not there, or is no component: none."""
-        component = self.inference_components.get(arn.rpartition("/")[2])
-        return {tag["Key"]: tag["Value"] for tag in component.tags} if component and component.arn == arn else {}
+    def tags_of(self, arn: str) -> dict[str, str]:
+        """Of a component or an endpoint; of what is not there: none. Waits for nothing: no component comes up by this."""
+        kind, _, name = arn.rpartition(":")[2].partition("/")
+        known: Any = {"inference-component": self.inference_components, "endpoint": self.endpoints}.get(kind, {})
+        found = known.get(name)
+        if getattr(found, "status", None) is ComponentStatus.DELETING:
+            found = self._found(name)
+        return {tag["Key"]: tag["Value"] for tag in found.tags or []} if found is not None else {}
 
 
 def _invalid(message: str) -> InvocationError:

@@ -9,6 +9,7 @@ from moto.core.responses import ActionResult, EmptyResult
 from moto.sagemaker.responses import SageMakerResponse
 from moto.sagemakerruntime.responses import SageMakerRuntimeResponse
 
+from ..engines import UnknownAdapterError
 from . import event_stream
 from .errors import InvocationError, ValidationException
 from .models import ComponentStatus, HostingBackend, InferenceComponent, hosting_backend
@@ -167,5 +168,5 @@ def _events(chunks: Iterator[bytes]) -> Iterator[bytes]:
     try:
         for chunk in chunks:
             yield event_stream.payload_part(chunk)
-    except LookupError as error:  # the adapter was unloaded in the middle of its answer
+    except UnknownAdapterError as error:  # the adapter was unloaded in the middle of its answer
         yield event_stream.exception("ModelStreamError", Message=str(error), ErrorCode="ModelInvocationFailed")

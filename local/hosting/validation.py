@@ -1,4 +1,4 @@
-"""Holds requests against botocore's own model of the service, and complains in the words that AWS uses."""
+"""Checks requests by botocore's own model of the service; its complaints have the words that AWS uses."""
 
 import functools
 import re

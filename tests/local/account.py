@@ -16,7 +16,7 @@ from .conftest import eventually
 
 Statement = dict[str, Any]
 ACCOUNT = "000000000000"
-# A refusal is what these tests look for: the SDK shall not try again.
+# These tests want the refusal itself, so the SDK must not retry.
 ONCE = Config(retries={"total_max_attempts": 1})
 
 _numbers = itertools.count(1)
@@ -84,8 +84,8 @@ class Account:
             self.s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
         return name
 
-    def function(self, code: str) -> str:
-        """A Lambda function with this code as its only module; its ARN."""
+    def function(self, code: str, *may: Statement) -> str:
+        """A Lambda function with this code as its only module, and a role that may do this; its ARN."""
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:
             archive.writestr("handlers.py", code)
@@ -93,7 +93,7 @@ class Account:
             FunctionName=unique("function"),
             Runtime="python3.13",
             Handler="handlers.handler",
-            Role=self.role("lambda"),
+            Role=self.role("lambda", *may),
             Code={"ZipFile": packed.getvalue()},
             Timeout=60,
         )
@@ -110,12 +110,12 @@ class Account:
         """The bodies of so many messages, and of any others that came with them."""
         bodies: list[Any] = []
 
-        def look() -> bool:
+        def poll() -> bool:
             got = self.sqs.receive_message(QueueUrl=queue_url, WaitTimeSeconds=1, MaxNumberOfMessages=10)
             bodies.extend(json.loads(message["Body"]) for message in got.get("Messages", []))
             return len(bodies) >= count
 
-        eventually(look, f"{count} messages in {queue_url}", seconds=10)
+        eventually(poll, f"{count} messages in {queue_url}", seconds=10)
         return bodies
 
     def machine(self, definition: dict[str, Any], *may: Statement) -> str:

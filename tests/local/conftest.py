@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from botocore.exceptions import ClientError
 
 from local.cloud import LocalCloud
 from local.stack import STACK_NAME, DeployedStack
@@ -48,7 +49,7 @@ class Execution:
         entered = [
             event["stateEnteredEventDetails"]["name"] for event in self.events if "stateEnteredEventDetails" in event
         ]
-        looped = "WaitForNextLook", "WaitForInService", "IsComponentInService"
+        looped = "WaitForNextPoll", "WaitForInService", "IsComponentInService"
         waits = {i for i, name in enumerate(entered) if name == looped[0]}
         return [name for i, name in enumerate(entered) if not {i, i - 1, i - 2} & waits]
 
@@ -63,26 +64,47 @@ class Execution:
         return errors
 
 
-class Stack(DeployedStack):
+class StackUnderTest(DeployedStack):
     """And what tests ask of it."""
 
     def __init__(self, cloud: LocalCloud, name: str = STACK_NAME) -> None:
         super().__init__(cloud, name)
         self.s3, self.sagemaker = self.client("s3"), self.client("sagemaker")
         self.dynamodb, self.iam = self.client("dynamodb"), self.client("iam")
-        self.machine = self.outputs["StateMachineArn"]
+        self.machine, self.reconciler = self.outputs["StateMachineArn"], self.outputs["ReconcileFleetArn"]
         self.uploads, self.releases = self.outputs["UploadBucketName"], self.outputs["ReleaseBucketName"]
         self._inputs: dict[str, dict[str, Any]] = {}
 
-    def upload(self, adapter: str, body: bytes) -> str:
+    def upload(self, adapter: str, body: bytes, *, key: str | None = None, **options: Any) -> str:
         """Put a tarball where it is dropped; its version."""
-        put = self.s3.put_object(Bucket=self.uploads, Key=f"adapters/{adapter}.tar.gz", Body=body)
+        key = key or f"adapters/{adapter}.tar.gz"
+        put = self.s3.put_object(Bucket=self.uploads, Key=key, Body=body, **options)
         version: str = put["VersionId"]
         return version
 
-    def drop(self, adapter: str, body: bytes) -> Execution:
+    def remove(self, adapter: str) -> None:
+        """Delete the tarball, which leaves a delete marker."""
+        self.s3.delete_object(Bucket=self.uploads, Key=f"adapters/{adapter}.tar.gz")
+
+    def drop(self, adapter: str, body: bytes, *, key: str | None = None, **options: Any) -> Execution:
         """Upload a tarball and wait for the end of the execution that its event starts."""
-        return self.end_of(self.execution_of(self.upload(adapter, body)))
+        return self.end_of(self.execution_of(self.upload(adapter, body, key=key, **options)))
+
+    def reconcile(self, **scope: Any) -> Execution:
+        """Run ReconcileFleet by hand, and wait for its end."""
+        started = self.states.start_execution(stateMachineArn=self.reconciler, input=json.dumps(scope))
+        return self.end_of(started["executionArn"])
+
+    def settle(self) -> None:
+        """Wait until no execution of either machine runs."""
+
+        def is_quiet() -> bool:
+            return not any(
+                self.states.list_executions(stateMachineArn=machine, statusFilter="RUNNING")["executions"]
+                for machine in (self.machine, self.reconciler)
+            )
+
+        eventually(is_quiet, "the end of every execution")
 
     def execution_of(self, version: str, besides: frozenset[str] = frozenset()) -> str:
         def look() -> str | None:
@@ -91,7 +113,8 @@ class Stack(DeployedStack):
                     arn = one["executionArn"]
                     if arn not in self._inputs:
                         self._inputs[arn] = json.loads(self.states.describe_execution(executionArn=arn)["input"])
-                    if self._inputs[arn]["detail"]["object"].get("version-id") == version and arn not in besides:
+                    given = self._inputs[arn].get("detail", {}).get("object", {})
+                    if given.get("version-id") == version and arn not in besides:
                         return str(arn)
             return None
 
@@ -139,14 +162,35 @@ class Stack(DeployedStack):
     @contextmanager
     def rule_disabled(self) -> Iterator[None]:
         """Uploads start nothing."""
+        with self.rules_disabled("AdapterUploaded"):
+            yield
+
+    @contextmanager
+    def rules_disabled(self, *logical_ids: str) -> Iterator[None]:
         events = self.client("events")
-        rules = events.list_rules(NamePrefix=self.name)["Rules"]
-        assert len(rules) == 1
-        events.disable_rule(Name=rules[0]["Name"])
+        names = [self.resource(one) for one in self.resources() if one.endswith(logical_ids)]
+        assert len(names) == len(logical_ids)
+        for name in names:
+            events.disable_rule(Name=name)
         try:
             yield
         finally:
-            events.enable_rule(Name=rules[0]["Name"])
+            for name in names:
+                events.enable_rule(Name=name)
+
+    def resources(self) -> dict[str, str]:
+        """Logical → physical ids."""
+        pages = self.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=self.name)
+        found = [one for page in pages for one in page["StackResourceSummaries"]]
+        return {one["LogicalResourceId"]: one["PhysicalResourceId"] for one in found}
+
+    @property
+    def stack_id(self) -> str:
+        described = self.client("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
+        return str(described["StackId"])
+
+    def resource(self, logical_id: str) -> str:
+        return self.resources()[logical_id]
 
     def report(self, adapter: str) -> dict[str, Any]:
         body = self.s3.get_object(Bucket=self.uploads, Key=f"reports/{adapter}.json")["Body"].read()
@@ -157,10 +201,28 @@ class Stack(DeployedStack):
         got = self.s3.get_object_tagging(Bucket=self.uploads, Key=f"adapters/{adapter}.tar.gz", VersionId=version)
         return {tag["Key"]: tag["Value"] for tag in got["TagSet"]}
 
+    def tags_of_current(self, adapter: str) -> dict[str, str]:
+        got = self.s3.get_object_tagging(Bucket=self.uploads, Key=f"adapters/{adapter}.tar.gz")
+        return {tag["Key"]: tag["Value"] for tag in got["TagSet"]}
+
     def registry(self, adapter: str) -> dict[str, Any]:
-        item = self.dynamodb.get_item(TableName=self.outputs["RegistryTable"], Key={"adapter": {"S": adapter}})
+        """The adapter's state."""
+        key = {"adapter": {"S": adapter}, "record": {"S": "state"}}
+        item = self.dynamodb.get_item(TableName=self.outputs["RegistryTable"], Key=key)
         found: dict[str, Any] = item.get("Item", {})
         return found
+
+    def newest_record(self, adapter: str) -> str:
+        """The sort key of the adapter's newest upload in the registry."""
+        found = self.dynamodb.query(
+            TableName=self.outputs["RegistryTable"],
+            KeyConditionExpression="adapter = :adapter AND begins_with(#record, :upload)",
+            ExpressionAttributeNames={"#record": "record"},
+            ExpressionAttributeValues={":adapter": {"S": adapter}, ":upload": {"S": "upload#"}},
+            ScanIndexForward=False,
+            Limit=1,
+        )
+        return str(found["Items"][0]["record"]["S"])
 
     def live(self, adapter: str) -> str | None:
         """The component that the registry's live pointer names."""
@@ -172,7 +234,10 @@ class Stack(DeployedStack):
         pages = self.sagemaker.get_paginator("list_inference_components").paginate()
         found = {}
         for one in (one for page in pages for one in page["InferenceComponents"]):
-            tags = self.sagemaker.list_tags(ResourceArn=one["InferenceComponentArn"])["Tags"]
+            try:
+                tags = self.sagemaker.list_tags(ResourceArn=one["InferenceComponentArn"])["Tags"]
+            except ClientError:
+                continue  # it went between the two calls
             if {"Key": "loradrop:adapter", "Value": adapter} in tags:
                 found[one["InferenceComponentName"]] = one["InferenceComponentStatus"]
         return found
@@ -200,14 +265,14 @@ def cloud() -> Iterator[LocalCloud]:
 
 
 @pytest.fixture(scope="session")
-def deployed(cloud: LocalCloud) -> Stack:
+def deployed(cloud: LocalCloud) -> StackUnderTest:
     command(cloud, "sam", "build")
     command(cloud, "sam", "deploy", "--config-env", "local")
-    return Stack(cloud)
+    return StackUnderTest(cloud)
 
 
 @pytest.fixture
-def stack(deployed: Stack) -> Iterator[Stack]:
+def stack(deployed: StackUnderTest) -> Iterator[StackUnderTest]:
     """The stack, on an endpoint that behaves well again after the test."""
     before = deployed.cloud.behaviour()
     yield deployed

@@ -87,7 +87,10 @@ def account(cloud: LocalCloud) -> Account:
 def endpoint(account: Account) -> Iterator[Endpoint]:
     made = Endpoint(account)
     yield made
+    before = account.cloud.behaviour()
+    account.cloud.behave(seconds_to_delete=0)
     made.delete()
+    account.cloud.behave(**before)
 
 
 @pytest.fixture
@@ -293,18 +296,18 @@ def test_an_artifact_that_the_endpoints_role_may_not_read_fails_the_component(
     assert "AccessDenied" in described["FailureReason"]
 
 
-# The knobs
+# The behaviour
 
 
 def test_behaviour_changes_while_it_runs(behaving: LocalCloud, endpoint: Endpoint) -> None:
-    changed = behaving.behave(seconds_to_in_service=30, invoke_errors={"times": 2, "status": 503})
+    changed = behaving.behave(seconds_to_in_service=2, invoke_errors={"times": 2, "status": 503})
     assert changed == behaving.behaviour()
-    assert changed["seconds_to_in_service"] == 30
+    assert changed["seconds_to_in_service"] == 2
     assert changed["invoke_errors"] == {"times": 2, "status": 503, "component": ""}
     name = unique("adapter")
     endpoint.sagemaker.create_inference_component(**endpoint.request(name))
     assert endpoint.describe(name)["InferenceComponentStatus"] == "Creating"
-    endpoint.sagemaker.delete_inference_component(InferenceComponentName=name)
+    eventually(lambda: endpoint.describe(name)["InferenceComponentStatus"] == "InService", "its coming up", seconds=10)
 
 
 def test_a_bad_setting_is_answered_in_words_and_changes_nothing(behaving: LocalCloud) -> None:
@@ -351,8 +354,9 @@ def test_a_port_that_is_taken_is_said_so() -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == (
-        f"loradrop: cannot listen on 127.0.0.1:{port}: Address already in use. Another local cloud, or another program, "
-        "has this port. End it, or choose another port, or any free one: python -m local --port 0\n"
+        f"loradrop: cannot listen on 127.0.0.1:{port}: Address already in use.\n"
+        "Another local cloud, or another program, uses this port: end it, or take any free one:\n"
+        "  python -m local --port 0\n"
     )
 
 
@@ -365,7 +369,7 @@ def test_a_port_that_is_taken_is_said_so() -> None:
         (
             ["--port", "0", "--base", "/nonexistent"],
             1,
-            "there is no model in /nonexistent. Make it: python -m training",
+            "there is no model in /nonexistent. Make it:\n  python -m loradrop_training.tiny\n",
         ),
     ],
 )
@@ -464,6 +468,40 @@ def test_nothing_is_left_when_it_ends(program: Program, end: Callable[[Any], Non
     assert list(program.folder.iterdir()) == []
 
 
+QUICK = """
+def handler(event, context):
+    return "done"
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="processes are found in /proc")
+def test_all_functions_together_keep_as_many_processes_as_may_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAMBDA_ACCOUNT_CONCURRENCY", "2")
+    program = Program(tmp_path)
+    try:
+        cloud = LocalCloud()
+        cloud.endpoint_url = program.endpoint_url
+        account = Account(cloud)
+        functions = [account.function(QUICK) for _ in range(4)]
+        for function in functions * 2:
+            answer = account.client("lambda").invoke(FunctionName=function)
+            assert json.load(answer["Payload"]) == "done"
+            workers = [line for line in program.processes().values() if "-m local" not in line]
+            assert 1 <= len(workers) <= 2
+    finally:
+        program.process.terminate()
+        program.process.communicate(timeout=20)
+
+
+def test_it_says_what_to_do_next_on_its_own_port(program: Program) -> None:
+    port = program.endpoint_url.rpartition(":")[2]
+    assert program.process.stdout is not None
+    printed = list(iter(program.process.stdout.readline, "  sam build\n"))
+    assert f'  eval "$(make -s local-env PORT={port})"\n' in printed
+
+
 def test_one_after_another_may_have_the_same_port_and_not_two_at_once(cloud: LocalCloud) -> None:
     port = int(cloud.endpoint_url.rpartition(":")[2])
     with pytest.raises(RuntimeError, match="the local cloud ended with status 1"), LocalCloud(port=port):
@@ -473,4 +511,4 @@ def test_one_after_another_may_have_the_same_port_and_not_two_at_once(cloud: Loc
     port = int(first.endpoint_url.rpartition(":")[2])
     with LocalCloud(port=port) as second:
         assert second.endpoint_url == first.endpoint_url
-        assert second.behaviour()["seconds_to_delete"] == 0
+        assert second.behaviour()["seconds_to_delete"] == 2, "deletions take their time by default"

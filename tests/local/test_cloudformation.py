@@ -29,7 +29,10 @@ class HostingStack:
             "VariantName": "AllTraffic",
             "RuntimeConfig": {"CopyCount": 1},
             "Specification": {
-                "Container": {"Image": "djl-inference:lmi", "Environment": {"OPTION_MAX_LORAS": 4}},
+                "Container": {
+                    "Image": "djl-inference:lmi",
+                    "Environment": {"OPTION_ENABLE_LORA": "true", "OPTION_MAX_LORAS": 4},
+                },
                 "ComputeResourceRequirements": {"MinMemoryRequiredInMb": "4096"},
             },
         }
@@ -69,11 +72,11 @@ class HostingStack:
         return self.settled()
 
     def settled(self) -> str:
-        def look() -> str | None:
+        def poll() -> str | None:
             status = self._status()
             return None if status.endswith("IN_PROGRESS") else status
 
-        return eventually(look, f"the end of what {self.name} does", seconds=20)
+        return eventually(poll, f"the end of what {self.name} does", seconds=20)
 
     def _status(self) -> str:
         # A stack that is gone is known by its id alone; these here are asked for by name.
@@ -127,7 +130,10 @@ def test_a_stack_is_made_and_the_base_answers(account: Account, hosting: Hosting
     assert described["InferenceComponentStatus"] == "InService", "it is complete when it is in service"
     # A template's numbers may be texts, and an environment's texts numbers.
     assert described["Specification"]["ComputeResourceRequirements"]["MinMemoryRequiredInMb"] == 4096
-    assert described["Specification"]["Container"]["Environment"] == {"OPTION_MAX_LORAS": "4"}
+    assert described["Specification"]["Container"]["Environment"] == {
+        "OPTION_ENABLE_LORA": "true",
+        "OPTION_MAX_LORAS": "4",
+    }
     answer = account.client("sagemaker-runtime").invoke_endpoint(
         EndpointName=outputs["Endpoint"], InferenceComponentName=outputs["Base"], Body=b'{"inputs": "Hello"}'
     )
@@ -210,6 +216,10 @@ def test_a_stack_whose_base_has_adapters_stays_and_names_them(account: Account, 
     assert hosting.delete() == "DELETE_FAILED"
     reasons = hosting.reasons("DELETE_FAILED")
     assert any(f"it is a base inference component of the inference components {adapter}" in one for one in reasons)
+    kinds = [name for name in ("Config", "Endpoint", "Base") if any(f"-{name}-" in one for one in hosting.resources())]
+    assert kinds == ["Config", "Endpoint", "Base"], "what the base stands on stays with it"
+    assert any("Base needs it, and could not be deleted." in one for one in reasons)
+    account.cloud.behave(seconds_to_delete=0)
     account.sagemaker.delete_inference_component(InferenceComponentName=adapter)
 
 

@@ -1,4 +1,4 @@
-"""What the local cloud does as AWS does because local/patches.py mends it: a small test for each mend."""
+"""What the local cloud does as AWS does because local/patches changes MiniStack: a small test for each patch."""
 
 import json
 from typing import Any
@@ -24,11 +24,11 @@ def refused_code(call: Any, **request: Any) -> str:
 
 
 def ended(account: Account, arn: str) -> dict[str, Any]:
-    def look() -> dict[str, Any] | None:
+    def poll() -> dict[str, Any] | None:
         described: dict[str, Any] = account.states.describe_execution(executionArn=arn)
         return described if described["status"] != "RUNNING" else None
 
-    return eventually(look, f"the end of {arn}", seconds=20)
+    return eventually(poll, f"the end of {arn}", seconds=20)
 
 
 def run(account: Account, machine: str, given: Any = None) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from loradrop_client import AccessRefusedError, Adapters
 from tests.adapters import adapter_files, good_tarball, wrapped_tarball
 
 from .account import ACCOUNT, unique
-from .conftest import REPOSITORY, Stack, eventually
+from .conftest import REPOSITORY, StackUnderTest, eventually
 
 GREEDY: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
 Push = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def push(stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Push:
+def push(stack: StackUnderTest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Push:
     """The command as its user has it; its exit code and what it printed, the states as well."""
     for name, value in stack.cloud.environment().items():
         monkeypatch.setenv(name, value)
@@ -50,20 +50,31 @@ def write(folder: Path, adapter: str, body: bytes) -> Path:
     return path
 
 
-def test_a_good_adapter_is_live_when_the_command_ends(stack: Stack, push: Push, adapter: str, tmp_path: Path) -> None:
+def test_a_good_adapter_is_live_when_the_command_ends(
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path
+) -> None:
     code, shown = push(write(tmp_path, adapter, good_tarball(seed=200)))
     assert code == 0
     component = stack.live(adapter)
     assert component is not None
     states = re.findall(r"✓ (\w+)", shown)
-    assert states[:2] == ["ReadUpload", "ClaimUpload"]
-    assert states[-1] == "AdapterDeployed"
-    assert f"{adapter} is live: component {component}" in shown
+    assert states == [
+        "ClaimUpload",
+        "ValidateAdapter",
+        "CreateComponent",
+        "WaitForInService",
+        "SmokeTestAdapter",
+        "PromoteAdapter",
+        "ReportOutcome",
+        "AdapterDeployed",
+    ]
+    assert f"{adapter} is live." in shown
+    assert component in shown
     assert f'loradrop invoke {adapter} "How are you?" --stack {stack.name}' in shown
 
 
 def test_a_folder_is_deployed_and_the_outcome_is_told_to_programs(
-    stack: Stack, push: Push, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, data in adapter_files(seed=201).items():
         (tmp_path / name).write_bytes(data)
@@ -78,7 +89,9 @@ def test_a_folder_is_deployed_and_the_outcome_is_told_to_programs(
     assert "✓ AdapterDeployed" in shown.err  # for people, beside it
 
 
-def test_a_bad_adapter_is_refused_before_it_is_uploaded(stack: Stack, push: Push, adapter: str, tmp_path: Path) -> None:
+def test_a_bad_adapter_is_refused_before_it_is_uploaded(
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path
+) -> None:
     code, shown = push(write(tmp_path, adapter, wrapped_tarball()))
     assert code == 1
     assert "WRAPPING_FOLDER" in shown
@@ -91,13 +104,13 @@ def test_what_the_stack_rejects_although_it_was_pushed_exits_1(push: Push, adapt
     code, shown = push(tmp_path, "--name", adapter, "--base", "tiny-llama", "--max-rank", "64")
     assert code == 1
     assert "✗ AdapterRejected" in shown
-    assert f"{adapter} was rejected." in shown
+    assert f"{adapter} was rejected: 1 problem." in shown
     assert "RANK_TOO_HIGH" in shown
     assert "loradrop invoke" not in shown
 
 
 def test_a_deployment_that_fails_exits_3_with_its_reason(
-    stack: Stack, push: Push, adapter: str, tmp_path: Path
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path
 ) -> None:
     stack.cloud.behave(create_fails="out of order")
     code, shown = push(write(tmp_path, adapter, good_tarball(seed=203)))
@@ -106,7 +119,9 @@ def test_a_deployment_that_fails_exits_3_with_its_reason(
     assert "out of order" in shown
 
 
-def test_an_older_upload_ends_as_superseded_with_3(stack: Stack, push: Push, adapter: str, tmp_path: Path) -> None:
+def test_an_older_upload_ends_as_superseded_with_3(
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path
+) -> None:
     stack.cloud.behave(seconds_to_in_service=8.0)
     path = write(tmp_path, adapter, good_tarball(seed=204))
     newer: list[str] = []
@@ -122,11 +137,11 @@ def test_an_older_upload_ends_as_superseded_with_3(stack: Stack, push: Push, ada
     overtaking.join()
     stack.end_of(stack.execution_of(newer[0]))
     assert code == 3
-    assert f"This upload of {adapter} ends here: a newer upload" in shown
+    assert f"This upload of {adapter} ends here: a newer one" in shown
 
 
 def test_of_an_event_that_comes_twice_the_execution_that_has_the_upload_is_followed(
-    stack: Stack, push: Push, adapter: str, tmp_path: Path
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path
 ) -> None:
     body = good_tarball(seed=216)
     started: list[str] = []
@@ -141,7 +156,7 @@ def test_of_an_event_that_comes_twice_the_execution_that_has_the_upload_is_follo
             begun = stack.states.start_execution(stateMachineArn=stack.machine, input=event)
             started.append(begun["executionArn"])
             if len(started) == 1:  # so that it is the second that leaves the upload to the other
-                eventually(lambda: stack.registry(adapter).get("newest"), "the claim")
+                eventually(lambda: has_claimed(stack, adapter), "the claim")
 
     stack.cloud.behave(seconds_to_in_service=1.0)
     with stack.rule_disabled():
@@ -154,7 +169,18 @@ def test_of_an_event_that_comes_twice_the_execution_that_has_the_upload_is_follo
     assert f"execution {started[0].rpartition(':')[2]}" in shown
 
 
-def test_pushes_at_once_each_follow_their_own(stack: Stack, push: Push, tmp_path: Path) -> None:
+def has_claimed(stack: StackUnderTest, adapter: str) -> bool:
+    key = {":adapter": {"S": adapter}, ":upload": {"S": "upload#"}}
+    found = stack.dynamodb.query(
+        TableName=stack.outputs["RegistryTable"],
+        KeyConditionExpression="adapter = :adapter AND begins_with(#record, :upload)",
+        ExpressionAttributeNames={"#record": "record"},
+        ExpressionAttributeValues=key,
+    )
+    return bool(found["Items"])
+
+
+def test_pushes_at_once_each_follow_their_own(stack: StackUnderTest, push: Push, tmp_path: Path) -> None:
     names = [unique("pushed") for _ in range(4)]
     running = [
         subprocess.Popen(
@@ -178,17 +204,17 @@ def test_pushes_at_once_each_follow_their_own(stack: Stack, push: Push, tmp_path
 
 
 def test_the_deadline_ends_the_watch_and_not_the_deployment(
-    stack: Stack, push: Push, adapter: str, tmp_path: Path
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path
 ) -> None:
     stack.cloud.behave(seconds_to_in_service=3.0)
     code, shown = push(write(tmp_path, adapter, good_tarball(seed=210)), "--timeout", "0.1")
     assert code == 3
-    assert "The deployment goes on. To see how it ends: aws stepfunctions describe-execution" in shown
+    assert "The deployment continues. To see how it ends:\n  aws stepfunctions describe-execution" in shown
     eventually(lambda: stack.live(adapter), "the deployment")
 
 
-def test_an_execution_that_is_stopped_by_hand_exits_3_and_a_second_push_adopts_what_stands(
-    stack: Stack, push: Push, adapter: str, tmp_path: Path
+def test_an_execution_that_is_stopped_by_hand_exits_3_and_a_second_push_goes_live(
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path
 ) -> None:
     stack.cloud.behave(seconds_to_in_service=3.0)
     path = write(tmp_path, adapter, good_tarball(seed=217))
@@ -203,10 +229,10 @@ def test_an_execution_that_is_stopped_by_hand_exits_3_and_a_second_push_adopts_w
     code, shown = push(path)
     stopping.join()
     assert code == 3
-    assert "The execution ended as ABORTED and told nothing." in shown
-    standing = stack.components(adapter)
+    assert "The execution ended as ABORTED without an outcome." in shown
+    assert f"\n  aws s3 cp s3://{stack.uploads}/reports/{adapter}.json -\n" in shown
     assert push(path)[0] == 0
-    assert [stack.live(adapter)] == list(standing)
+    assert stack.live(adapter) in stack.components(adapter)
 
 
 @pytest.fixture
@@ -218,7 +244,9 @@ def heeding_ctrl_c() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("heeding_ctrl_c")
-def test_ctrl_c_says_that_the_deployment_goes_on(stack: Stack, push: Push, adapter: str, tmp_path: Path) -> None:
+def test_ctrl_c_says_that_the_deployment_continues(
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path
+) -> None:
     stack.cloud.behave(seconds_to_in_service=4.0)
     path = write(tmp_path, adapter, good_tarball(seed=211))
     with subprocess.Popen(
@@ -235,11 +263,11 @@ def test_ctrl_c_says_that_the_deployment_goes_on(stack: Stack, push: Push, adapt
                 break
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=10) == 130
-        assert "The deployment goes on. To see how it ends: aws stepfunctions" in process.stderr.read()
+        assert "The deployment continues. To see how it ends:\n  aws stepfunctions" in process.stderr.read()
     eventually(lambda: stack.live(adapter), "the deployment")
 
 
-# Asking it
+# Invoking it
 
 
 def test_what_was_pushed_answers_the_client_and_the_command(
@@ -256,13 +284,18 @@ def test_what_was_pushed_answers_the_client_and_the_command(
 
 
 def test_a_client_that_knew_the_retired_component_finds_the_new_one(
-    stack: Stack, push: Push, adapter: str, tmp_path: Path
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path
 ) -> None:
     push(write(tmp_path, adapter, good_tarball(seed=213)))
     adapters = Adapters.of_stack(cache_seconds=3600)
     before, old = adapters.chat(adapter, "Hello", **GREEDY), adapters.live_component(adapter)
     push(write(tmp_path, adapter, good_tarball(seed=214)))
-    eventually(lambda: old not in stack.components(adapter), "the old component to be gone")
+
+    def is_gone() -> bool:
+        stack.reconcile(adapter=adapter)  # deletes a standby once its grace period is over
+        return old not in stack.components(adapter)
+
+    eventually(is_gone, "the end of the old component")
     assert adapters.live_component(adapter) == old
     after = adapters.chat(adapter, "Hello", **GREEDY)
     assert after not in ("", before)
@@ -272,7 +305,7 @@ def test_a_client_that_knew_the_retired_component_finds_the_new_one(
 # What it may do
 
 
-def documented(stack: Stack) -> list[dict[str, Any]]:
+def documented(stack: StackUnderTest) -> list[dict[str, Any]]:
     """The two policies of docs/operations.md, for this stack."""
     section = (REPOSITORY / "docs/operations.md").read_text().partition("## Who may push")[2].partition("\n## ")[0]
     known = {
@@ -289,7 +322,9 @@ def documented(stack: Stack) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def as_user(stack: Stack, push: Push, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict[str, Any]]], None]:
+def as_user(
+    stack: StackUnderTest, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[list[dict[str, Any]]], None]:
     """Become a new user who may do this and nothing else."""
 
     def become(statements: list[dict[str, Any]]) -> None:
@@ -305,7 +340,7 @@ def as_user(stack: Stack, push: Push, monkeypatch: pytest.MonkeyPatch) -> Callab
 
 
 def test_the_documented_permissions_are_enough_and_each_is_needed(
-    stack: Stack, push: Push, adapter: str, tmp_path: Path, as_user: Callable[[list[dict[str, Any]]], None]
+    stack: StackUnderTest, push: Push, adapter: str, tmp_path: Path, as_user: Callable[[list[dict[str, Any]]], None]
 ) -> None:
     to_push, to_ask = (policy["Statement"] for policy in documented(stack))
     path = write(tmp_path, adapter, good_tarball(seed=215))
@@ -322,7 +357,7 @@ def test_the_documented_permissions_are_enough_and_each_is_needed(
         assert code == 2, missing
         assert "AWS refused" in shown
         is_uploaded = missing in ("states:DescribeExecution", "states:GetExecutionHistory")
-        assert ("The upload is done" in shown) == is_uploaded, missing
+        assert ("The upload is complete" in shown) == is_uploaded, missing
     for missing, statements in without_each_action(to_ask):
         as_user(statements)
         with pytest.raises(AccessRefusedError, match=missing.partition(":")[2]):

@@ -11,23 +11,23 @@ from loradrop_cli.main import main
 from loradrop_client import Adapters
 from loradrop_training.sentiment import LABELS, MAX_NEW_TOKENS, evaluation, held_out, sentiment_adapter
 
-from .conftest import Stack, command
+from .conftest import StackUnderTest, command
 
 ASKED = 40
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+def stack() -> Iterator[StackUnderTest]:
     tarball = sentiment_adapter()  # trained first where that was not done yet
     assert tarball.is_file()
     with LocalCloud(engine="tiny", wait_scale=0.2) as cloud:
         command(cloud, "sam", "build")
         command(cloud, "sam", "deploy", "--config-env", "local")
-        yield Stack(cloud)
+        yield StackUnderTest(cloud)
 
 
-def test_a_trained_adapter_goes_live_proven_by_its_own_smoke_prompts_and_answers_as_it_was_weighed(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_trained_adapter_goes_live_proven_by_its_own_smoke_prompts_and_answers_as_it_was_evaluated(
+    stack: StackUnderTest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in stack.cloud.environment().items():
         monkeypatch.setenv(name, value)
@@ -46,7 +46,7 @@ def test_a_trained_adapter_goes_live_proven_by_its_own_smoke_prompts_and_answers
     parameters = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": 0}
     answers = [adapters.invoke("sentiment", {"inputs": one.prompt, "parameters": parameters}) for one in asked]
     said = [answer["generated_text"] for answer in answers]
-    weighed = [one["adapter"] for one in evaluation()["answered"][:ASKED]]
+    evaluated = [one["adapter"] for one in evaluation()["answered"][:ASKED]]
     # The server asks one by one, the evaluation in batches: a close answer may turn.
-    assert sum(one == other for one, other in zip(said, weighed, strict=True)) >= ASKED - 2
+    assert sum(one == other for one, other in zip(said, evaluated, strict=True)) >= ASKED - 2
     assert {answer.strip() for answer in said} == set(LABELS)

@@ -11,6 +11,7 @@ REGION = "us-east-1"
 TABLE = "registry"
 ENDPOINT = "endpoint"
 BASE = "base"
+STACK_ID = "arn:aws:cloudformation:us-east-1:123456789012:stack/loradrop/1"
 
 # The handlers read their settings, and make their clients, when they are imported.
 os.environ |= {
@@ -29,7 +30,10 @@ os.environ |= {
     "ENGINE_VERSION": "0.26.0",
     "MAX_UPLOAD_MEGABYTES": "1",
     "IN_SERVICE_DEADLINE_SECONDS": "60",
-    "STACK_NAME": "stack",
+    "GRACE_PERIOD_SECONDS": "100",
+    "STACK_ID": STACK_ID,
+    "UPLOAD_BUCKET": "uploads",
+    "DEPLOY_ADAPTER_ARN": f"arn:aws:states:{REGION}:123456789012:stateMachine:DeployAdapter",
     "SMOKE_PROMPTS": '{"inputs": "Hello"}',
     "TOPIC_ARN": f"arn:aws:sns:{REGION}:123456789012:topic",
 }
@@ -40,6 +44,7 @@ import pytest
 from moto import mock_aws
 
 from local import hosting
+from tests.template import TEMPLATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,34 @@ class Context:
 CONTEXT: Any = Context()
 
 
+def s3_event(key: str, version_id: str | None, sequencer: str, size_bytes: int = 1) -> dict[str, Any]:
+    """An Object Created event as EventBridge delivers it."""
+    thing = {"key": key, "size": size_bytes, "etag": "e", "sequencer": sequencer}
+    return {
+        "source": "aws.s3",
+        "detail-type": "Object Created",
+        "time": "2026-01-02T03:04:05Z",
+        "detail": {
+            "bucket": {"name": "uploads"},
+            "object": thing | ({"version-id": version_id} if version_id else {}),
+            "requester": "123456789012",
+            "source-ip-address": "192.0.2.1",
+            "reason": "PutObject",
+        },
+    }
+
+
+def registry_table() -> dict[str, Any]:
+    """Keys and index of the registry, as the template has them."""
+    properties = TEMPLATE["Resources"]["Registry"]["Properties"]
+    return {name: properties[name] for name in ("AttributeDefinitions", "KeySchema", "GlobalSecondaryIndexes")}
+
+
 # Making a client takes longer than most tests: one for all.
 client: Any = functools.cache(boto3.client)
 
 
-class Stack:
+class Resources:
     """The resources of the template that handlers meet."""
 
     def __init__(self) -> None:
@@ -67,12 +95,12 @@ class Stack:
         for bucket in ("uploads", "releases"):
             self.s3.create_bucket(Bucket=bucket)
             self.s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-        self.dynamodb.create_table(
-            TableName=TABLE,
-            KeySchema=[{"AttributeName": "adapter", "KeyType": "HASH"}],
-            AttributeDefinitions=[{"AttributeName": "adapter", "AttributeType": "S"}],
-            BillingMode="PAY_PER_REQUEST",
-        )
+        self.dynamodb.create_table(TableName=TABLE, BillingMode="PAY_PER_REQUEST", **registry_table())
+        client("sns").create_topic(Name="topic")
+        self.states = client("stepfunctions")
+        definition = '{"StartAt": "End", "States": {"End": {"Type": "Succeed"}}}'
+        role = "arn:aws:iam::123456789012:role/machine"
+        self.states.create_state_machine(name="DeployAdapter", definition=definition, roleArn=role)
         self._make_base()
         self._sequencer = 0x10
 
@@ -102,22 +130,22 @@ class Stack:
             RuntimeConfig={"CopyCount": 1},
         )
 
-    def upload(self, body: bytes, *, adapter: str = "acme") -> dict[str, Any]:
-        """Put an object; what the state machine's ReadUpload makes of its event."""
-        key = f"adapters/{adapter}.tar.gz"
-        put = self.s3.put_object(Bucket="uploads", Key=key, Body=body)
+    def upload(self, body: bytes, *, adapter: str = "acme", key: str | None = None, **options: Any) -> dict[str, Any]:
+        """Put an object; the event that S3 sends of it."""
+        key = key or f"adapters/{adapter}.tar.gz"
+        put = self.s3.put_object(Bucket="uploads", Key=key, Body=body, **options)
         self._sequencer += 1
-        return {
-            "adapter": adapter,
-            "bucket": "uploads",
-            "key": key,
-            "version_id": put["VersionId"],
-            "sequencer": f"{self._sequencer:018X}",
-            "size_bytes": len(body),
-        }
+        return s3_event(key, put["VersionId"], f"{self._sequencer:018X}", len(body))
 
-    def registry_item(self, adapter: str = "acme") -> dict[str, Any]:
-        return self.dynamodb.get_item(TableName=TABLE, Key={"adapter": {"S": adapter}}).get("Item", {})
+    def state(self, adapter: str = "acme") -> dict[str, Any]:
+        """The adapter's state item in the registry."""
+        key = {"adapter": {"S": adapter}, "record": {"S": "state"}}
+        return self.dynamodb.get_item(TableName=TABLE, Key=key).get("Item", {})
+
+    def live(self, adapter: str = "acme") -> str | None:
+        """The component that the live pointer names."""
+        live = self.state(adapter).get("live", {}).get("M")
+        return live["component"]["S"] if live else None
 
     def adapter_components(self) -> dict[str, str]:
         """Name → status of the components beside the base."""
@@ -140,10 +168,10 @@ def aws() -> Iterator[Any]:
 
 
 @pytest.fixture
-def stack(aws: Any) -> Iterator[Stack]:
+def stack(aws: Any) -> Iterator[Resources]:
     aws.reset()
     with hosting.behaving():
-        yield Stack()
+        yield Resources()
 
 
 Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
@@ -152,7 +180,7 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 @pytest.fixture(scope="session")
 def random_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model as the tiny base is, but not trained: the tokenizer and the shapes are the real ones."""
-    from loradrop_training.pretraining import make_model, make_tokenizer  # torch takes seconds that few tests need
+    from loradrop_training.tiny.pretraining import make_model, make_tokenizer  # torch takes seconds that few tests need
 
     folder = tmp_path_factory.mktemp("random-llama")
     make_model().save_pretrained(folder)

@@ -9,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from loradrop_training.answers import greedy_answers, log_likelihoods
+from loradrop_training.answers import answer_log_likelihoods, greedy_answers, log_likelihoods
+from loradrop_training.examples import Example, tokenize
 
 PROMPTS = [
     "<|begin_of_text|>A",
@@ -151,7 +152,7 @@ def test_nothing_asked_is_nothing_said_and_an_empty_answer_is_refused(model: Any
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text"])
 def test_what_a_sliding_window_forgets_is_not_asked_for_again(tokenizer: Any, kind: str) -> None:
-    """Prompts longer than the window: several labels are weighed after one reading of them."""
+    """Prompts longer than the window: several labels are scored after one reading of them."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         kind, vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -164,3 +165,27 @@ def test_what_a_sliding_window_forgets_is_not_asked_for_again(tokenizer: Any, ki
     np.testing.assert_allclose(log_likelihoods(model, tokenizer, PROMPTS, ANSWERS), expected, atol=1e-3)
     said = [plain_answer(model, tokenizer, prompt, {tokenizer.eos_token_id}) for prompt in PROMPTS]
     assert greedy_answers(model, tokenizer, PROMPTS, max_new_tokens=NEW_TOKENS) == said
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 70, 8192])
+def test_the_likelihood_of_a_chats_answers_is_the_sum_over_their_tokens_alone(
+    model: Any, tokenizer: Any, batch_tokens: int
+) -> None:
+    texts = [
+        Example(PROMPTS[2], "Yes.<|eot_id|>", (("And the soup?", "Cold.<|eot_id|>"), ("Well.", "No.<|eot_id|>"))),
+        Example(PROMPTS[1], "negative<|eot_id|>"),
+    ]
+    expected = [
+        sum(
+            plain_log_likelihood(model, tokenizer, given, answer)
+            for given, answer in (
+                (PROMPTS[2], "Yes.<|eot_id|>"),
+                (f"{PROMPTS[2]}Yes.<|eot_id|>And the soup?", "Cold.<|eot_id|>"),
+                (f"{PROMPTS[2]}Yes.<|eot_id|>And the soup?Cold.<|eot_id|>Well.", "No.<|eot_id|>"),
+            )
+        ),
+        plain_log_likelihood(model, tokenizer, PROMPTS[1], "negative<|eot_id|>"),
+    ]
+    examples = tokenize(tokenizer, texts)
+    found = answer_log_likelihoods(model, examples, pad_id=tokenizer.pad_token_id, batch_tokens=batch_tokens)
+    assert found == pytest.approx(expected, rel=1e-4)

@@ -1,19 +1,20 @@
-"""The knobs of the emulated hosting: what they take, and what they say to a value that makes no sense."""
+"""The behaviour of the emulated hosting: what they take, and what they say to a value that makes no sense."""
 
+import json
 import re
 import time
 from typing import Any
 
 import pytest
 
-from local.hosting import CONTROL, Behaviour, Control, InvokeErrors, behaving
+from local.hosting import CONTROL, Behaviour, Control, InvokeErrors, Kill, Refusal, behaving
 from local.hosting.behaviour import RateLimit, changes_in
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"seconds": 1}, "seconds: no such setting; there are adapters_ignored, components_per_endpoint"),
+        ({"seconds": 1}, "seconds: no such setting; there are adapters_ignored, base_update_forgets_adapters"),
         ({"seconds_to_in_service": -1}, "seconds_to_in_service is -1; it must be a number of seconds, 0 or more"),
         ({"seconds_to_in_service": None}, "seconds_to_in_service is None; it must be a number of seconds"),
         ({"seconds_to_delete": float("nan")}, "seconds_to_delete is nan; it must be a number of seconds"),
@@ -41,6 +42,13 @@ from local.hosting.behaviour import RateLimit, changes_in
             {"invoke_errors": {"times": 1, "status": 503, "component": None}},
             "invoke_errors.component is None; it must be a part of a component's name",
         ),
+        ({"failed_components": "acme"}, "failed_components is 'acme'; it must be a list of names"),
+        ({"kills": {"function": "Create"}}, "kills must be a list of objects with function, nth, after_calls, error"),
+        ({"kills": [{}]}, "kills takes objects with function, nth, after_calls, error"),
+        ({"kills": [{"function": "Create", "nth": 0}]}, "kills.nth is 0; it must be a whole number, 1 or more"),
+        ({"kills": [{"function": "Create", "error": "Dead"}]}, "kills.error is 'Dead'; it must be one of Runtime."),
+        ({"refusals": [{"action": "PutObject"}]}, "refusals.action is 'PutObject'; it must be service:Operation"),
+        ({"refusals": [{"action": "s3:*", "status": 200}]}, "refusals.status is 200; it must be an HTTP status"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_in_words(changes: dict[str, Any], complaint: str) -> None:
@@ -49,8 +57,15 @@ def test_a_value_that_makes_no_sense_is_refused_in_words(changes: dict[str, Any]
 
 
 def test_what_was_read_can_be_set_again() -> None:
-    behaviour = Behaviour(seconds_to_in_service=2, load_fails="no", invoke_errors=InvokeErrors(2, 503, "acme"))
-    assert Behaviour().changed(behaviour.to_dict()) == behaviour
+    behaviour = Behaviour(
+        seconds_to_in_service=2,
+        load_fails="no",
+        invoke_errors=InvokeErrors(2, 503, "acme"),
+        failed_components=("acme",),
+        kills=(Kill("Create", nth=2, after_calls=1),),
+        refusals=(Refusal("s3:*", carried_out=True),),
+    )
+    assert Behaviour().changed(json.loads(json.dumps(behaviour.to_dict()))) == behaviour
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"text"'])
@@ -71,6 +86,21 @@ def test_errors_are_counted_for_the_components_they_are_meant_for() -> None:
     taken = [control.take_invoke_error(name) for name in ("other", "acme-1", "other", "my-acme", "acme-1")]
     assert taken == [None, 503, None, 503, None]
     assert control.behaviour.invoke_errors is None
+
+
+def test_faults_are_counted_for_the_functions_and_the_calls_they_are_meant_for() -> None:
+    late, always = Kill("Create", nth=2), Refusal("dynamodb:*Item", times=2, function="Claim")
+    control = Control(Behaviour(kills=(late,), refusals=(always,)))
+    assert [control.take_kill(name) for name in ("CreateOne", "Claim", "CreateOne", "CreateOne")] == [
+        None,
+        None,
+        late,
+        None,
+    ]
+    calls = [("dynamodb:GetItem", ""), ("s3:GetObject", "ClaimOne")] + [("dynamodb:PutItem", "ClaimOne")] * 3
+    assert [control.take_refusal(*call) for call in calls] == [None, None, always, always, None]
+    control.change(kills=[{"function": "Create"}])
+    assert control.take_kill("CreateOne") == Kill("Create"), "a change counts from one again"
 
 
 def test_a_block_behaves_and_then_all_is_as_before() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks import training as benchmark
 from benchmarks.training import CONTENDERS, DATA, Job
 from loradrop_training import loop
-from loradrop_training.base_model import one_thread
+from loradrop_training.device import one_thread
 from loradrop_training.examples import IGNORED, padded
 
 EXAMPLES = 21
@@ -32,7 +32,7 @@ JOB = Job(
     learning_rate=1e-3,
     seed=1,
     threads=1,
-    looks_at_held_out=False,
+    evaluates_held_out=False,
 )
 
 
@@ -46,7 +46,9 @@ def model_of(folder: Path) -> Any:
     return get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
 
 
-def learnt(batches: Iterator[tuple[torch.Tensor, torch.Tensor]], pad_id: int) -> Counter[tuple[tuple[int, ...], ...]]:
+def trained_on(
+    batches: Iterator[tuple[torch.Tensor, torch.Tensor]], pad_id: int
+) -> Counter[tuple[tuple[int, ...], ...]]:
     """Each row's ids and labels without its padding, and how often it comes."""
     found: Counter[tuple[tuple[int, ...], ...]] = Counter()
     for input_ids, labels in batches:
@@ -63,10 +65,10 @@ def test_both_learn_the_same_tokens(data: str, random_llama: Path, tokenizer: An
     examples = DATA[data](tokenizer)[:EXAMPLES]
     pad_id = tokenizer.pad_token_id
     trainer = benchmark.plain_trainer(model_of(random_llama), tokenizer, examples, JOB, tmp_path)
-    theirs = learnt(((one["input_ids"], one["labels"]) for one in trainer.get_train_dataloader()), pad_id)
-    groups = [group for step in loop.schedule(examples, benchmark.our_optimisation(examples, JOB), 1) for group in step]
+    theirs = trained_on(((one["input_ids"], one["labels"]) for one in trainer.get_train_dataloader()), pad_id)
+    groups = [group for step in loop.Schedule(examples, benchmark.our_optimisation(examples, JOB)) for group in step]
     batches = [padded(group, pad_id) for group in groups]
-    ours = learnt(((batch.input_ids, batch.labels) for batch in batches), pad_id)
+    ours = trained_on(((batch.input_ids, batch.labels) for batch in batches), pad_id)
     assert ours == Counter({row: JOB.epochs * times for row, times in theirs.items()})
     assert ours.total() == JOB.epochs * EXAMPLES
 
@@ -77,7 +79,8 @@ def test_both_take_the_same_steps_at_the_same_rates(
 ) -> None:
     examples = DATA[data](tokenizer)[:EXAMPLES]
     rates: dict[str, list[float]] = {}
-    for name, contender in CONTENDERS.items():
+    for name in benchmark.COMPARED:
+        contender = CONTENDERS[name]
         model = model_of(random_llama)
         taken = rates[name] = []
         folder = tmp_path / name

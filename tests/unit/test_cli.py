@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from loradrop.problems import ProblemCode
+from loradrop_cli.exit_codes import ExitCode
 from loradrop_cli.main import main
 from loradrop_cli.tables import code_document
 from loradrop_cli.terminal import Progress, safe, safe_text
@@ -87,7 +88,7 @@ def test_a_rejected_tarball_exits_1_and_names_its_own_path_in_the_command(
 def test_the_command_for_a_folder_unpacks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "it is", {f"acme/{name}": data for name, data in adapter_files().items()})
     assert main(["validate", str(folder), *TINY]) == 1
-    assert f"\n           loradrop package '{folder}/acme' -o NEW.tar.gz\n" in capsys.readouterr().out
+    assert f"\n           loradrop package '{folder}/acme' -o 'it is.tar.gz'\n" in capsys.readouterr().out
 
 
 def test_json_is_one_report_on_stdout(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_json_is_one_report_on_stdout(tmp_path: Path) -> None:
     ],
     ids=["good", "pickle", "dora", "broken config", "wrapped", "checkpoint", "empty"],
 )
-def test_a_folder_is_judged_as_the_tarball_that_tar_makes_of_it(
+def test_a_folder_is_validated_as_the_tarball_that_tar_makes_of_it(
     files: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "adapter").mkdir()
@@ -153,12 +154,68 @@ def test_the_base_can_be_a_file_and_its_limits_those_of_a_stack(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "acme.tar.gz"
-    path.write_bytes(tarball(adapter_files(rank_pattern={"q_proj": 4})))
+    path.write_bytes(tarball(adapter_files(alpha_pattern={"q_proj": 4})))
     base = ROOT / "functions/loradrop/profiles/tiny-llama.json"
     assert main(["validate", str(path), "--base", str(base)]) == 1
     assert main(["validate", str(path), "--base", str(base), "--engine", "0.32.0"]) == 0
     assert main(["validate", str(path), "--base", str(base), "--engine", "0.32.0", "--max-rank", "1"]) == 1
     assert "r is 4; the base tiny-llama takes at most 1" in capsys.readouterr().out
+
+
+UNSLOTH = "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit"
+
+
+@pytest.mark.parametrize("form", ["folder", "tarball", "pipe"])
+@pytest.mark.parametrize(
+    ("base_model", "profile", "reason"),
+    [
+        ("/home/me/.cache/tiny-llama", "tiny-llama", "the base that the adapter names"),
+        (UNSLOTH, "llama-3.1-8b-instruct", "the base that the adapter names"),
+        ("my-own-model", "llama-3.1-8b-instruct", "the default"),
+    ],
+)
+def test_without_a_base_it_is_the_one_that_the_adapter_names(
+    base_model: str, profile: str, reason: str, form: str, tmp_path: Path
+) -> None:
+    files = adapter_files(base_model_name_or_path=base_model)
+    body = tarball(files)
+    path = write(tmp_path / "acme", files) if form == "folder" else tmp_path / "acme.tar.gz"
+    if form != "folder":
+        path.write_bytes(body)
+    done = run("validate", "-" if form == "pipe" else path, stdin=body)
+    assert f"for {profile} ({reason}): rank up to".encode() in done.stdout
+    assert done.returncode == (0 if profile == "tiny-llama" else 1)
+    assert (b"BASE_MODEL_DIFFERS" in done.stdout) is (reason == "the default")
+    given = run("validate", "-", "--base", "llama-3.1-8b-instruct", stdin=body)
+    assert b"for llama-3.1-8b-instruct: rank up to" in given.stdout
+
+
+def test_package_takes_the_adapters_own_base_too(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "acme.tar.gz"
+    assert main(["package", str(folder), "-o", str(output)]) == 0
+    assert main(["validate", str(output)]) == 0
+
+
+def test_a_report_is_markdown_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "acme.tar.gz"
+    path.write_bytes(wrapped_tarball())
+    assert main(["validate", str(path), *TINY, "--markdown"]) == 1
+    shown = capsys.readouterr().out
+    assert "### WRAPPING_FOLDER (error)" in shown
+    assert f"\n```sh\nmkdir unpacked && tar -xzf {path} " in shown
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["validate"], ["package"], ["train"], ["push"], ["invoke"], ["profile"], ["codes"]]
+)
+def test_the_help_of_every_command_lists_its_exit_codes(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out.partition("\nexit codes:\n")[2]
+    listed = [int(code) for code in re.findall(r"^  (\d+) +\S", shown, re.MULTILINE)]
+    assert listed[0] == ExitCode.DONE
+    assert listed == sorted(set(listed) & set(ExitCode))
 
 
 def test_standard_input_is_read_where_the_path_is_a_dash() -> None:
@@ -177,14 +234,14 @@ def test_standard_input_is_read_where_the_path_is_a_dash() -> None:
         (["validate", ".", "--base", "README.md"], "README.md is not JSON"),
         (["validate", ".", "--max-rank", "17"], "max_lora_rank is 17"),
         (["validate", ".", "--engine", "new"], "engine_version is 'new'"),
-        (["package", "README.md", "-o", "x.tar.gz"], "README.md is no folder"),
+        (["package", "README.md", "-o", "x.tar.gz"], "README.md is not a folder"),
         (["package", ".", "-o", "missing/x.tar.gz"], "There is no folder missing"),
         (["package", ".", "-o", "README.md"], "--force"),
         (["package", ".", "-o", "tests"], "tests is not a file"),
         (["package", ".", "-o", "/dev/null", "--force"], "/dev/null is not a file"),
-        (["profile", "README.md", "--max-rank", "8", "-o", "x.json"], "README.md is no model's config.json"),
+        (["profile", "README.md", "--max-rank", "8", "-o", "x.json"], "README.md is not the config.json of a model"),
         (["profile", ".", "--max-rank", "8", "-o", "x.json"], "config.json: No such file"),
-        (["codes", "NO_SUCH_CODE"], "there is no code 'NO_SUCH_CODE'"),
+        (["codes", "NO_SUCH_CODE"], "there is no problem code 'NO_SUCH_CODE'"),
         (["validate", "a", f"{ESCAPE}[31m"], "unrecognized arguments"),
         (["validate", f"{ESCAPE}[31m"], "No such file"),
         (["validate", "--base", f"{ESCAPE}[31m", "."], "There is no profile"),
@@ -285,7 +342,7 @@ def test_the_adapters_own_file_is_never_replaced(folder: Path, capsys: pytest.Ca
 def test_a_checkpoint_below_the_folder_is_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "run" / "checkpoint-500", adapter_files())
     assert main(["package", str(tmp_path / "run"), "-o", str(tmp_path / "x.tar.gz"), *TINY]) == 1
-    assert f"An adapter lies in {tmp_path / 'run' / 'checkpoint-500'}" in capsys.readouterr().out
+    assert f"There is an adapter in {tmp_path / 'run' / 'checkpoint-500'}" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
@@ -352,9 +409,9 @@ def test_a_model_that_cannot_be_served_makes_no_profile(
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ('{"engine_version": 5}', "engine_version is 5; it must be a text"),
-        ('{"base_model_names": 5}', "base_model_names is 5; it must be a list of texts"),
-        ('{"lora_modules": [["q_proj"]]}', "lora_modules is (['q_proj'],); it must be a list of texts"),
+        ('{"engine_version": 5}', "engine_version is 5; it must be a string"),
+        ('{"base_model_names": 5}', "base_model_names is 5; it must be a list of strings"),
+        ('{"lora_modules": [["q_proj"]]}', "lora_modules is (['q_proj'],); it must be a list of strings"),
         ('{"hidden_size": "wide"}', "hidden_size is 'wide'; it must be a whole number"),
         ('{"colour": 1}', "does not have the right fields"),
         ("[" * 100_000, "is not JSON"),
@@ -462,16 +519,23 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_comes_on_a_terminal_only_and_goes_when_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(100))
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    for stream, expected in ((Terminal(), "50 %  25.0 MB/s  2 s left"), (io.StringIO(), "")):
+def test_a_line_shows_that_it_is_alive_on_a_terminal_only_and_goes_when_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, expected in ((Terminal(), "validating … "), (io.StringIO(), "")):
         monkeypatch.setattr(sys, "stderr", stream)
-        with Progress("judging", 100_000_000) as progress:
-            progress.advance(0)
-            progress.advance(50_000_000)
+        began = time.monotonic()
+        with Progress("validating"):
+            while stream.isatty() and not stream.getvalue():
+                assert time.monotonic() - began < 2
+                time.sleep(0.01)
         assert expected in stream.getvalue()
         assert stream.getvalue() == "" or stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_the_bar_says_how_far_it_is() -> None:
+    progress = Progress("validating", 100_000_000)
+    progress.advance(50_000_000)
+    assert progress.line(2.0).endswith("50 %  25.0 MB/s  2 s left")
+    assert Progress("uploading").line(3.2) == "uploading … 3 s"
 
 
 # how it ends

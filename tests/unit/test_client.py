@@ -22,8 +22,9 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
+from local.engines import UnknownAdapterError
+from local.engines.stand_in import StandInEngine, Token
 from local.hosting import SERVING, behaving
-from local.hosting.stand_in import AdapterLoadError, StandInEngine, Token
 from loradrop_client import (
     AccessRefusedError,
     Adapters,
@@ -39,9 +40,17 @@ from loradrop_client import (
 from loradrop_client.wire import MAX_LINE_BYTES, answer_of, pieces_of, text_of
 from tests.adapters import good_tarball
 
-from .conftest import BASE, ENDPOINT, TABLE, Stack
+from .conftest import BASE, ENDPOINT
+
+TABLE = "clients-registry"
 
 GREEDY = {"max_tokens": 12, "temperature": 0}
+
+
+KEYS: Any = {
+    "KeySchema": [{"AttributeName": "adapter", "KeyType": "HASH"}, {"AttributeName": "record", "KeyType": "RANGE"}],
+    "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in ("adapter", "record")],
+}
 
 
 class Time:
@@ -62,8 +71,9 @@ class Time:
 class Shop:
     """A stack with adapters that are live, and a client of it whose every call is noted."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Any) -> None:
         self.stack = stack
+        stack.dynamodb.create_table(TableName=TABLE, BillingMode="PAY_PER_REQUEST", **KEYS)
         self.time = Time()
         self.calls: list[str] = []
         self.session = boto3.Session()
@@ -72,7 +82,6 @@ class Shop:
 
     def client(self, **settings: Any) -> Adapters:
         return Adapters(
-            endpoint=ENDPOINT,
             registry_table=TABLE,
             session=self.session,
             clock=self.time.clock,
@@ -96,7 +105,10 @@ class Shop:
         self.point(component, adapter=adapter)
 
     def point(self, component: str, *, adapter: str = "acme") -> None:
-        item = {"adapter": {"S": adapter}, "live": {"M": {"component": {"S": component}}}}
+        self.put(adapter, {"M": {"component": {"S": component}, "endpoint": {"S": ENDPOINT}}})
+
+    def put(self, adapter: str, live: dict[str, Any] | None = None) -> None:
+        item = {"adapter": {"S": adapter}, "record": {"S": "state"}} | ({} if live is None else {"live": live})
         self.stack.dynamodb.put_item(TableName=TABLE, Item=item)
 
     def retire(self, component: str) -> None:
@@ -104,7 +116,7 @@ class Shop:
 
 
 @pytest.fixture
-def shop(stack: Stack) -> Shop:
+def shop(stack: Any) -> Shop:
     shop = Shop(stack)
     shop.deploy("acme-1", seed=1)
     return shop
@@ -198,16 +210,25 @@ def test_a_component_that_is_gone_and_still_named_is_told_after_one_more_look(sh
 
 
 def test_an_adapter_without_a_component_is_told_so(shop: Shop) -> None:
-    shop.stack.dynamodb.put_item(TableName=TABLE, Item={"adapter": {"S": "claimed"}, "components": {"M": {}}})
+    shop.put("claimed")
     for adapter in ("nobody", "claimed"):
-        with pytest.raises(NoLiveComponentError, match=f"No component of the adapter '{adapter}' is live"):
+        with pytest.raises(NoLiveComponentError, match=f"The adapter '{adapter}' is not live"):
             shop.adapters.chat(adapter, "Hello")
 
 
-@pytest.mark.parametrize("pointer", [{"NULL": True}, {"M": {}}, {"M": {"component": {"S": "a\r\nX-Evil: 1"}}}])
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        {"NULL": True},
+        {"M": {}},
+        {"M": {"component": {"S": "a"}}},
+        {"M": {"component": {"S": "a\r\nX-Evil: 1"}, "endpoint": {"S": ENDPOINT}}},
+        {"M": {"component": {"S": "a"}, "endpoint": {"S": "../other"}}},
+    ],
+)
 def test_a_pointer_that_names_no_component_is_told_so(shop: Shop, pointer: dict[str, Any]) -> None:
-    shop.stack.dynamodb.put_item(TableName=TABLE, Item={"adapter": {"S": "odd"}, "live": pointer})
-    with pytest.raises(AwsUnavailableError, match="The live pointer of 'odd' names no component"):
+    shop.put("odd", pointer)
+    with pytest.raises(AwsUnavailableError, match="The live pointer of 'odd' names no component and endpoint"):
         shop.adapters.chat("odd", "Hello")
 
 
@@ -228,7 +249,7 @@ def test_the_delay_is_random_and_bounded_and_the_deadline_kept(shop: Shop) -> No
     with (
         behaving(invoke_errors={"times": 1000, "status": 503}),
         pytest.raises(
-            ModelNotReadyError, match=r"No answer from acme after 11 tries in 56 s; the last: acme-1 answered 503"
+            ModelNotReadyError, match=r"No answer from acme after 11 tries in 56 s\. The last one: acme-1 answered 503"
         ),
     ):
         shop.adapters.chat("acme", "Hello")
@@ -265,12 +286,10 @@ def test_what_will_never_succeed_is_not_tried_again(shop: Shop, request_: dict[s
 class BreaksOff(StandInEngine):
     """Loses the adapter in the middle of a streamed answer."""
 
-    AdapterLoadError = AdapterLoadError  # hosting looks for it in the engine's module
-
     def stream(self, *arguments: Any, **more: Any) -> Iterator[Token]:
         for number, token in enumerate(super().stream(*arguments, **more)):
             if number == 2:
-                raise LookupError("the adapter was unloaded")
+                raise UnknownAdapterError("acme-1")  # it was unloaded
             yield token
 
 
@@ -283,12 +302,12 @@ def serving(engine: Callable[[], Any]) -> Iterator[None]:
         SERVING.serve_with(StandInEngine)
 
 
-def test_a_stream_that_has_begun_is_not_tried_again(stack: Stack) -> None:
+def test_a_stream_that_has_begun_is_not_tried_again(stack: Any) -> None:
     with serving(BreaksOff):
         shop = Shop(stack)
         shop.deploy("acme-1")
         pieces: list[str] = []
-        with pytest.raises(StreamBrokenError, match=r"broke off its answer.*the adapter was unloaded"):
+        with pytest.raises(StreamBrokenError, match=r"broke off its answer.*no adapter named 'acme-1'"):
             pieces.extend(shop.adapters.stream("acme", "Hello", **GREEDY))
     assert pieces
     assert shop.calls.count("InvokeEndpointWithResponseStream") == 1
@@ -351,10 +370,10 @@ def test_a_stream_may_be_cut_anywhere(stream: bytes) -> None:
         (lines(CHAT[:2]), "ended in the middle", None),
         (lines([CHAT[1], {"choices": [{"delta": {}, "finish_reason": "abort"}]}], "data: "), "the engine failed", None),
         (lines([CHAT[1], {"choices": "?"}]), "ended in the middle", None),
-        (lines(TOKENS[:1]) + b'{"a":' * 100_000, "no JSON", None),
+        (lines(TOKENS[:1]) + b'{"a":' * 100_000, "not JSON", None),
         (lines(TOKENS[:1]) + b"x" * (MAX_LINE_BYTES + 1), "a line of more than 16,777,216 bytes", None),
-        (lines(TOKENS[:1]) + b'{"token": {"te', "no JSON", None),
-        (lines(TOKENS[:1]) + b"Internal Server Error\n", "no JSON: 'Internal Server Error'", None),
+        (lines(TOKENS[:1]) + b'{"token": {"te', "not JSON", None),
+        (lines(TOKENS[:1]) + b"Internal Server Error\n", "not JSON: 'Internal Server Error'", None),
     ],
 )
 def test_a_stream_that_breaks_off_says_so_after_what_came(stream: bytes, said: str, status: int | None) -> None:
@@ -412,10 +431,10 @@ def test_a_line_that_comes_in_many_parts_costs_no_more_than_its_bytes() -> None:
 # Stacks
 
 
-OUTPUTS = {"EndpointName": ENDPOINT, "RegistryTable": TABLE}
+OUTPUTS = {"RegistryTable": TABLE}
 
 
-def make_stack(stack: Stack, name: str, outputs: dict[str, str]) -> None:
+def make_stack(stack: Any, name: str, outputs: dict[str, str]) -> None:
     template = {
         "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
         "Outputs": {key: {"Value": value} for key, value in outputs.items()},
@@ -435,7 +454,7 @@ def test_a_stack_is_known_by_its_name_or_by_the_environment(shop: Shop, monkeypa
 
 def test_a_stack_of_something_else_is_told_so(shop: Shop) -> None:
     make_stack(shop.stack, "other", {"Url": "https://example.com"})
-    with pytest.raises(StackNotFoundError, match="other has no output EndpointName"):
+    with pytest.raises(StackNotFoundError, match="other has no output RegistryTable"):
         Adapters.of_stack("other")
 
 
@@ -444,14 +463,14 @@ def test_without_a_region_a_sentence_says_so(monkeypatch: pytest.MonkeyPatch) ->
     for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(AwsUnavailableError, match="no AWS region is set"):
-        Adapters(endpoint=ENDPOINT, registry_table=TABLE)
+        Adapters(registry_table=TABLE)
     with pytest.raises(AwsUnavailableError, match="no AWS region is set"):
         Adapters.of_stack("shop")
 
 
 def test_an_endpoint_that_is_no_url_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:4566")
-    for ask in (lambda: Adapters(endpoint=ENDPOINT, registry_table=TABLE), lambda: Adapters.of_stack("shop")):
+    for ask in (lambda: Adapters(registry_table=TABLE), lambda: Adapters.of_stack("shop")):
         with pytest.raises(AwsUnavailableError, match=r"Invalid endpoint: localhost:4566\. Check .*AWS_ENDPOINT_URL"):
             ask()
 
@@ -480,7 +499,7 @@ def web_page(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def test_a_server_that_is_not_aws_is_told_so(web_page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", web_page)
-    with pytest.raises(AwsUnavailableError, match="Could not read the stack shop: what answered is not AWS"):
+    with pytest.raises(AwsUnavailableError, match="Could not read the stack shop: the answer is not from AWS"):
         Adapters.of_stack("shop")
 
 
@@ -501,9 +520,9 @@ def answered(code: str, message: str = "It quotes AKIASECRET") -> ClientError:
         (
             answered("InvalidSignatureException", "Signature expired: 20261124T100000Z is now earlier than …"),
             AccessRefusedError,
-            "this machine's clock is not AWS's; set it (InvalidSignatureException: Signature expired",
+            "this machine's clock is wrong; set it (InvalidSignatureException: Signature expired",
         ),
-        (answered("RequestTimeTooSkewed", "The difference is too large."), AccessRefusedError, "clock is not AWS's"),
+        (answered("RequestTimeTooSkewed", "The difference is too large."), AccessRefusedError, "clock is wrong"),
         (
             answered("AccessDenied", "Access Denied"),
             AccessRefusedError,

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loradrop_training.dataset import Code, DataError, Dataset, Template, finding_lines, read_dataset
+from loradrop_training.dataset import DataError, Dataset, Template, read_dataset
+from loradrop_training.findings import Code, finding_lines
 from loradrop_training.recipe import Data
 
 LABELS = ("no", "yes")
@@ -159,7 +160,7 @@ def test_no_text_of_the_data_steers_a_terminal(tmp_path: Path) -> None:
     dataset = read(tmp_path, TRAIN + jsonl({"\x1b[2Jte\nxt": "a", "label": "yes"}))
     lines = finding_lines(dataset.findings)
     assert all(line.isprintable() for line in lines)
-    assert any("\\x1b[2Jte\\nxt" in line for line in lines)
+    assert any("\\u001b[2Jte\\nxt" in line for line in lines)
 
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"), min_size=1).filter(str.strip)
@@ -214,6 +215,6 @@ def test_a_text_is_never_read_as_a_template() -> None:
 def test_many_findings_make_a_short_list(tmp_path: Path) -> None:
     dataset = read(tmp_path, TRAIN + b"{\n" * 1000)
     lines = finding_lines(dataset.findings)
-    assert lines[0] == "error NOT_A_RECORD: the line is no record (1,000)"
+    assert lines[0] == "error NOT_A_RECORD: the line is not a record (1,000)"
     assert len(lines) == 7
     assert lines[-1].strip() == "… and 995 more"

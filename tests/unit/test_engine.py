@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from local.engine import AdapterLoadError, Engine, Generation, PromptTooLongError, Token, UnknownAdapterError
+from local.engines import AdapterLoadError, UnknownAdapterError
+from local.engines.llama import Engine, Generation, PromptTooLongError, Token
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
 
 # Several adapters in one model is the purpose here.
@@ -107,6 +108,20 @@ def test_an_adapter_adds_its_product_to_the_base(engine: Engine, random_llama: P
     assert [token.logprob for token in by_adapter] == pytest.approx([token.logprob for token in by_hand], abs=1e-3)
 
 
+def test_names_without_pefts_prefix_are_the_same_adapter(engine: Engine) -> None:
+    files = adapter_files(seed=3)
+    bare = {name.removeprefix("base_model.model."): one for name, one in load(files[WEIGHTS]).items()}
+    engine.load_adapter("with", tarball(files))
+    engine.load_adapter("without", tarball(files | {WEIGHTS: save(bare, {"format": "pt"})}))
+    assert ask(engine, "without") == ask(engine, "with") != ask(engine)
+
+
+def test_a_rank_above_the_bases_is_refused(engine: Engine) -> None:
+    engine.load_adapter("eight", tarball(adapter_files(rank=8)), max_rank=8)
+    with pytest.raises(AdapterLoadError, match="LoRA rank 16 is greater than max_lora_rank 8"):
+        engine.load_adapter("sixteen", tarball(adapter_files(rank=16)), max_rank=8)
+
+
 def with_config(**changes: Any) -> Callable[[Files], Files]:
     config = adapter_files(**changes)["adapter_config.json"]
     return lambda files: files | {"adapter_config.json": config}
@@ -125,6 +140,7 @@ def with_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
     return changed
 
 
+WEIGHTS = "adapter_model.safetensors"
 Q_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 REFUSALS: dict[str, tuple[Callable[[Files], Files], str]] = {
     "no config": (without("adapter_config.json"), r"^adapter_config\.json is missing at the root of the tarball$"),

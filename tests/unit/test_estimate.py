@@ -1,4 +1,4 @@
-"""The dry run: what it says of memory is held against a process that trains, what it says of refusals against the judge's codes."""
+"""The dry run: its memory estimate beside what a process takes, and its rejections beside the validator's codes."""
 
 import dataclasses
 from pathlib import Path
@@ -12,6 +12,7 @@ from transformers import LlamaConfig, MistralConfig
 from benchmarks.training_memory import CASES, Case, measure
 from loradrop.problems import ProblemCode
 from loradrop.profile import load_profile, profile_from_config
+from loradrop_training.device import flops_per_second, memory_available
 from loradrop_training.estimate import (
     GB,
     MemoryEstimate,
@@ -19,10 +20,8 @@ from loradrop_training.estimate import (
     estimate_memory,
     estimate_seconds,
     fit,
-    flops_per_second,
-    judge_untrained,
-    memory_available,
 )
+from loradrop_training.untrained import validate_untrained
 
 BASE_NAME = "meta-llama/Llama-3.1-8B-Instruct"
 LLAMA_8B = LlamaConfig(  # the dimensions of its config.json
@@ -307,7 +306,7 @@ def test_speed_is_measured() -> None:
     assert flops_per_second(torch.device("cpu"), torch.float32) > 1e8
 
 
-# The judge
+# The validator
 
 LLAMA_PROFILE = load_profile("llama-3.1-8b-instruct")
 TINY = LlamaConfig(
@@ -327,7 +326,7 @@ TINY_PROFILE = load_profile("tiny-llama")
     "settings", [{}, {"target_modules": "all-linear"}, {"target_modules": ["q_proj", "lm_head"]}, {"use_rslora": True}]
 )
 def test_a_plain_lora_is_accepted(settings: dict[str, Any], dtype: torch.dtype) -> None:
-    report = judge_untrained(TINY, lora(**{"r": 8} | settings), TINY_PROFILE, "tiny-llama", dtype)
+    report = validate_untrained(TINY, lora(**{"r": 8} | settings), TINY_PROFILE, "tiny-llama", dtype)
     assert report.problems == ()
     assert report.warnings == ()
     assert report.accepted
@@ -335,7 +334,7 @@ def test_a_plain_lora_is_accepted(settings: dict[str, Any], dtype: torch.dtype) 
 
 
 def test_llama_8b_is_accepted() -> None:
-    report = judge_untrained(LLAMA_8B, lora(), LLAMA_PROFILE, BASE_NAME, torch.bfloat16)
+    report = validate_untrained(LLAMA_8B, lora(), LLAMA_PROFILE, BASE_NAME, torch.bfloat16)
     assert report.accepted
     assert report.manifest is not None
     assert report.manifest.parameters == 41_943_040
@@ -359,7 +358,7 @@ def test_llama_8b_is_accepted() -> None:
     ids=str,
 )
 def test_what_the_stack_refuses_is_refused_before_training(settings: dict[str, Any], code: ProblemCode) -> None:
-    report = judge_untrained(TINY, lora(**{"r": 8} | settings), TINY_PROFILE, "tiny-llama", torch.float32)
+    report = validate_untrained(TINY, lora(**{"r": 8} | settings), TINY_PROFILE, "tiny-llama", torch.float32)
     assert not report.accepted
     assert code in {problem.code for problem in report.problems}
 
@@ -367,17 +366,17 @@ def test_what_the_stack_refuses_is_refused_before_training(settings: dict[str, A
 def test_a_module_that_takes_no_lora_there_is_refused() -> None:
     config = MistralConfig(**SMALL, head_dim=16, architectures=["MistralForCausalLM"])
     profile = profile_from_config(config.to_dict(), name="small-mistral", max_lora_rank=16)
-    report = judge_untrained(config, lora(target_modules=["q_proj", "lm_head"]), profile, "small", torch.float32)
+    report = validate_untrained(config, lora(target_modules=["q_proj", "lm_head"]), profile, "small", torch.float32)
     assert [problem.code for problem in report.problems] == [ProblemCode.MODULE_UNSUPPORTED]
 
 
 def test_another_base_than_the_profiles_is_refused() -> None:
-    report = judge_untrained(LlamaConfig(**SMALL), lora(), LLAMA_PROFILE, "small", torch.float32)
+    report = validate_untrained(LlamaConfig(**SMALL), lora(), LLAMA_PROFILE, "small", torch.float32)
     assert ProblemCode.SHAPE_MISMATCH in {problem.code for problem in report.problems}
 
 
 def test_a_rank_above_the_limit_of_8b_is_told_with_the_limit() -> None:
     profile = dataclasses.replace(LLAMA_PROFILE, max_lora_rank=64)
-    report = judge_untrained(LLAMA_8B, lora(r=128, target_modules=["q_proj"]), profile, BASE_NAME, torch.bfloat16)
+    report = validate_untrained(LLAMA_8B, lora(r=128, target_modules=["q_proj"]), profile, BASE_NAME, torch.bfloat16)
     assert [problem.code for problem in report.problems] == [ProblemCode.RANK_TOO_HIGH]
     assert "takes at most 64" in report.problems[0].message

@@ -25,8 +25,8 @@ from loradrop_training.evaluation import (
     Verdict,
     evaluate,
     label_of,
+    score_answers,
     smoke_lines,
-    weigh,
 )
 
 LABELS = ("positive", "negative")
@@ -39,12 +39,12 @@ def labelled(rows: Sequence[tuple[str, str, str]], *, lead: float = 3.0, labels:
         mine = tuple(-0.1 if label == label_of(adapter, labels) else -0.1 - lead for label in labels)
         theirs = tuple(-5.0 if label == label_of(base, labels) else -8.0 for label in labels)
         answered.append(Answered(Question(f"question {number}", truth), adapter, base, mine, theirs))
-    return weigh(answered, labels=labels, max_new_tokens=6, seed=1)
+    return score_answers(answered, labels=labels, max_new_tokens=6, seed=1)
 
 
 def free(rows: Sequence[tuple[str, str, str]], max_new_tokens: int = 40) -> Evaluation:
     answered = [Answered(Question(f"question {n}", truth), mine, base) for n, (truth, mine, base) in enumerate(rows)]
-    return weigh(answered, labels=None, max_new_tokens=max_new_tokens, seed=1)
+    return score_answers(answered, labels=None, max_new_tokens=max_new_tokens, seed=1)
 
 
 def measure(evaluation: Evaluation, name: str) -> Measure:
@@ -107,7 +107,7 @@ def test_log_likelihood_takes_the_likelier_label_whatever_is_generated() -> None
         Answered(Question("a", "positive"), "well", "well", (-2.0, -3.0), (-3.0, -2.0)),
         Answered(Question("b", "negative"), "well", "well", (-9.0, -8.5), (-3.0, -2.0)),
     ]
-    evaluation = weigh(answered, labels=LABELS, max_new_tokens=6, seed=1)
+    evaluation = score_answers(answered, labels=LABELS, max_new_tokens=6, seed=1)
     likelier = measure(evaluation, "accuracy by log-likelihood")
     assert (likelier.adapter.value, likelier.base.value) == (1.0, 0.5)
     assert measure(evaluation, "accuracy by generation").adapter.value == 0.0
@@ -227,7 +227,7 @@ def test_few_questions_and_a_skill_that_is_format_alone_are_noted() -> None:
         Answered(Question(str(n), LABELS[n % 2]), LABELS[n % 2], "well", *[(-1.0, -3.0)[:: 1 - n % 2 * 2]] * 2)
         for n in range(60)
     ]
-    evaluation = weigh(answered, labels=LABELS, max_new_tokens=6, seed=1)
+    evaluation = score_answers(answered, labels=LABELS, max_new_tokens=6, seed=1)
     assert evaluation.verdict is Verdict.BETTER
     (note,) = evaluation.notes
     assert note.startswith("Where both may only choose among the labels: The adapter is not shown to be better")
@@ -235,7 +235,7 @@ def test_few_questions_and_a_skill_that_is_format_alone_are_noted() -> None:
 
 def test_what_cannot_be_weighed_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="Without held-out questions"):
-        weigh([], labels=LABELS, max_new_tokens=6, seed=1)
+        score_answers([], labels=LABELS, max_new_tokens=6, seed=1)
     with pytest.raises(ValueError, match="truth 'neutral' is none of the 2 labels"):
         labelled([("neutral", "positive", "positive")])
 
@@ -271,7 +271,7 @@ def test_the_surest_smoke_prompts_come_first_and_doubtful_ones_not_at_all() -> N
 
     rows = [answered("doubtful", 0.2, -9), answered("the base might", 9, -0.3), answered("sure", 4, -6)]
     rows += [answered("surer", 5, -6), answered("surest", 6, -7)]
-    evaluation = weigh(rows, labels=LABELS, max_new_tokens=6, seed=1)
+    evaluation = score_answers(rows, labels=LABELS, max_new_tokens=6, seed=1)
     assert prompts_of(smoke_lines(evaluation, per_label=9)) == ["surest", "surer", "sure"]
 
 
@@ -299,7 +299,7 @@ def test_smoke_prompts_of_free_text_expect_what_the_base_does_not_say() -> None:
 
 def test_smoke_prompts_keep_to_what_the_stack_reads() -> None:
     long = [Answered(Question("é" * size + str(size), "yes"), "yes", "no") for size in range(7980, 8010)]
-    lines = smoke_lines(weigh(long, labels=None, max_new_tokens=4000, seed=1), per_label=99, at_most=99)
+    lines = smoke_lines(score_answers(long, labels=None, max_new_tokens=4000, seed=1), per_label=99, at_most=99)
     assert len(lines) == 1  # 48 kB each, escaped
     found = parse_smoke_prompts("".join(f"{line}\n" for line in lines).encode())
     assert found[0].parameters == {"max_new_tokens": 256}
@@ -330,7 +330,7 @@ def test_any_smoke_prompt_is_accepted_and_told_apart(
         )
         for truth, base, prompt in rows
     ]
-    evaluation = weigh(answered, labels=labels, max_new_tokens=max_new_tokens, seed=1)
+    evaluation = score_answers(answered, labels=labels, max_new_tokens=max_new_tokens, seed=1)
     lines = smoke_lines(evaluation, per_label=5, at_most=16)
     if not lines:
         return
@@ -370,7 +370,7 @@ def test_evaluate_asks_the_adapter_and_the_base_of_one_model(random_llama: Path)
     assert all(one.adapter_scores[0] > -0.1 > -5 > one.base_scores[0] for one in evaluation.answered)
     assert measure(evaluation, "accuracy by generation").difference.value == 1.0
     assert len(smoke_lines(evaluation)) == 2
-    # Some templates begin an answer, too: it is weighed with what they write, and said without it.
+    # Some templates begin an answer, too: it is scored with what they write, and shown without it.
     rest = [Question(one.prompt, "d") for one in questions]
     begun = evaluate(model, tokenizer, rest, labels=["d", "x"], **asked | {"turn": ("goo", "<|eot_id|>")})
     assert [one.adapter for one in begun.answered] == ["d"] * 3
@@ -383,3 +383,42 @@ def test_evaluate_asks_the_adapter_and_the_base_of_one_model(random_llama: Path)
         model.get_base_model().lm_head.lora_B["default"].weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="The adapter's log-likelihoods are not numbers"):
         evaluate(model, tokenizer, questions, labels=["good", "bad"], **asked)
+
+
+def chats(adapter_nats: Sequence[float], base_nats: Sequence[float], tokens: Sequence[int]) -> Evaluation:
+    rows = zip(adapter_nats, base_nats, tokens, strict=True)
+    answered = [Answered(Question(f"chat {n}", "Yes."), "Yes.", "No.", (), (), *row) for n, row in enumerate(rows)]
+    return score_answers(answered, labels=None, max_new_tokens=40, seed=1)
+
+
+def test_chats_are_compared_by_the_likelihood_of_each_recorded_token() -> None:
+    evaluation = chats([-10.0, -2.0] * 20, [-30.0, -4.0] * 20, [10, 2] * 20)
+    first = evaluation.measures[0]
+    assert (first.name, first.unit) == ("log-likelihood per token", "nats")
+    assert first.adapter.value == pytest.approx(-1.0)
+    assert first.base.value == pytest.approx(-34 / 12)  # all tokens count alike, not all chats
+    assert first.difference.low > 0
+    assert evaluation.verdict is Verdict.BETTER
+    assert "-1.000 nats with it and -2.833 without, on 40 held-out chats" in evaluation.sentence
+    assert [one.name for one in evaluation.measures[1:]] == ["chrF", "agreement"]
+
+
+def test_one_chat_shows_nothing() -> None:
+    assert chats([-1.0], [-9.0], [3]).verdict is Verdict.NOT_SHOWN
+
+
+def replacement(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Of (truth, what the adapter says, what the model before it said)."""
+    answered = [Answered(Question(f"chat {n}", truth, old), new, "x") for n, (truth, new, old) in enumerate(rows)]
+    return score_answers(answered, labels=None, max_new_tokens=40, seed=1).replacement
+
+
+def test_whether_the_adapter_may_replace_the_model_before_it() -> None:
+    good, bad = "It is on its way to you.", "We cannot say."
+    assert replacement([(good, good, good)] * 200).startswith("The adapter may replace the model before it")
+    assert replacement([(good, bad, good)] * 200).startswith("The adapter may not replace the model before it")
+    mixed = [(good, bad, good), (good, good, bad)] * 5
+    assert replacement(mixed).startswith("It is not shown that the adapter may replace the model before it")
+    assert "Both give the same answer to 0.0%." in replacement(mixed)
+    assert free([(good, good, bad)] * 3).replacement == ""
+    assert "is not known" in chats([-1.0] * 40, [-2.0] * 40, [2] * 40).replacement

@@ -1,4 +1,4 @@
-"""Prompts and answers as tensors: what is learnt token by token, and how batches are made."""
+"""Prompts and answers as tensors: what is trained on, token by token, and how batches are made."""
 
 import random
 from pathlib import Path
@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from local.engine import Engine
+from local.engines.llama import Engine
+from loradrop_training.chats import Chat
 from loradrop_training.examples import (
     IGNORED,
     ChatTemplateError,
@@ -18,6 +19,7 @@ from loradrop_training.examples import (
     answer_loss,
     batches,
     chat_example,
+    chat_examples,
     padded,
     plain_example,
     tokenize,
@@ -45,7 +47,7 @@ def with_template(random_llama: Path) -> Any:
     return make
 
 
-def test_only_the_answer_is_learnt_token_by_token(tokenizer: Any) -> None:
+def test_only_the_answer_is_trained_on_token_by_token(tokenizer: Any) -> None:
     chat = chat_example(tokenizer, QUESTION, "negative")
     long, short = tokenize(tokenizer, [chat, Example("<|begin_of_text|>", "Hi")])
     batch = padded([long, short], tokenizer.pad_token_id)
@@ -93,6 +95,38 @@ def test_a_template_that_changes_the_prompt_once_it_is_answered_is_refused(with_
     tokenizer = with_template("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(ChatTemplateError, match=r"data\.chat"):
         chat_example(tokenizer, "Hi", "yes")
+
+
+TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "Why?"},
+    {"role": "assistant", "content": "No."},
+]
+
+
+def test_each_answer_of_a_chat_stands_in_the_context_in_which_it_is_generated(
+    random_llama: Path, tokenizer: Any
+) -> None:
+    (example,) = chat_examples(tokenizer, Chat(tuple(TURNS), frozenset({1, 3})))
+    engine = Engine(random_llama)
+    assert example.prompt == engine.apply_chat_template(TURNS[:1])
+    assert example.question() == (engine.apply_chat_template(TURNS[:3]), "No.<|eot_id|>")
+    (tokens,) = tokenize(tokenizer, [example])
+    trained_on = [one for one in tokens.labels().tolist() if one != IGNORED]
+    assert tokenizer.decode(trained_on) == "Yes?<|eot_id|>No.<|eot_id|>"
+    assert tokens.answer_tokens == len(trained_on)
+    assert list(tokens.ids[: tokens.prompt_tokens]) == tokenizer(example.prompt, add_special_tokens=False)["input_ids"]
+
+
+def test_where_a_template_rewrites_earlier_turns_each_answer_is_an_example_of_its_own(with_template: Any) -> None:
+    """As Qwen3's does, which leaves out the thoughts of all turns but the last."""
+    thinks = "{% for m in messages %}[{{ m.role }}]{{ '<t></t>' if loop.last and m.role == 'assistant' }}{{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    examples = chat_examples(with_template(thinks), Chat(tuple(TURNS), frozenset({1, 3})))
+    assert examples == [
+        Example("[user]Hi<|eot_id|>[assistant]", "<t></t>Yes?<|eot_id|>"),
+        Example("[user]Hi<|eot_id|>[assistant]Yes?<|eot_id|>[user]Why?<|eot_id|>[assistant]", "<t></t>No.<|eot_id|>"),
+    ]
 
 
 def test_a_plain_prompt_begins_as_the_tokenizer_begins_a_text(tokenizer: Any) -> None:

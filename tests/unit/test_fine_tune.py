@@ -22,11 +22,12 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from local.engine import Engine
+from local.engines.llama import Engine
 from loradrop.profile import load_profile, profile_from_config
 from loradrop.smoke import meets_expectation, parse_smoke_prompts
 from loradrop.validator import validate
-from loradrop_training import fine_tune, loop
+from loradrop_cli.exit_codes import ExitCode
+from loradrop_training import fine_tune, loop, plan
 from loradrop_training.answers import greedy_answers
 from loradrop_training.base_model import find_base, load_weights
 from loradrop_training.recipe import Base, RecipeError, read_recipe
@@ -46,7 +47,7 @@ LLAMA_TEMPLATE = (
 
 
 def write_recipe(folder: Path, base: Path | str, **changes: Any) -> Path:
-    """One word of each text tells its label. `changes` name keys with two underscores for a dot: lora__rank=128."""
+    """One word of each text decides its label. `changes` name keys with two underscores for a dot: lora__rank=128."""
     for split, count in (("train", 32), ("held", 8)):
         texts = [f"{split} number {number}: {('good', 'bad')[number % 2]}" for number in range(count)]
         lines = [json.dumps({"text": text, "label": LABELS["good" in text]}) for text in texts]
@@ -95,11 +96,11 @@ def files_of(tarball: Path) -> dict[str, bytes]:
 def trained(random_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of one training, for the tests that only look at it."""
     folder = tmp_path_factory.mktemp("trained")
-    assert train(write_recipe(folder, random_llama)) == fine_tune.DONE
+    assert train(write_recipe(folder, random_llama)) == ExitCode.DONE
     return folder / "out"
 
 
-def test_it_learns_what_the_base_does_not_know_and_says_so(trained: Path) -> None:
+def test_the_adapter_knows_what_the_base_does_not_and_the_report_says_so(trained: Path) -> None:
     evaluation = json.loads((trained / "evaluation.json").read_text())
     assert evaluation["verdict"] == "better"
     assert evaluation["sentence"] in (trained / "REPORT.md").read_text()
@@ -122,7 +123,7 @@ def test_it_says_nothing_of_the_machine_that_made_it(trained: Path, random_llama
         assert not any(str(place).encode() in data for data in files.values())
 
 
-def test_the_judge_accepts_it_without_a_warning(trained: Path) -> None:
+def test_the_validator_accepts_it_without_a_warning(trained: Path) -> None:
     tarball = (trained / "adapter.tar.gz").read_bytes()
     report = validate(io.BytesIO(tarball), load_profile("tiny-llama"))
     assert (report.accepted, report.problems, report.warnings) == (True, (), ())
@@ -131,18 +132,18 @@ def test_the_judge_accepts_it_without_a_warning(trained: Path) -> None:
     assert report.sha256 == hashlib.sha256(tarball).hexdigest()
 
 
-def test_peft_loads_it_and_the_engine_serves_it_as_it_was_weighed(trained: Path, random_llama: Path) -> None:
+def test_peft_loads_it_and_the_engine_serves_it_as_it_was_evaluated(trained: Path, random_llama: Path) -> None:
     answered = json.loads((trained / "evaluation.json").read_text())["answered"]
     prompts = [one["question"]["prompt"] for one in answered]
     tokenizer = AutoTokenizer.from_pretrained(random_llama)
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(random_llama, dtype=torch.float32), str(trained / "adapter")
     )
-    weighed = [one["adapter"] for one in answered]
-    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=6) == weighed
+    evaluated = [one["adapter"] for one in answered]
+    assert greedy_answers(model, tokenizer, prompts, max_new_tokens=6) == evaluated
     engine = Engine(random_llama)
     engine.load_adapter("a", (trained / "adapter.tar.gz").read_bytes())
-    assert [engine.generate(one, adapter="a", max_new_tokens=6, temperature=0).text for one in prompts] == weighed
+    assert [engine.generate(one, adapter="a", max_new_tokens=6, temperature=0).text for one in prompts] == evaluated
 
 
 def test_the_smoke_prompts_are_answered_right_by_the_adapter_and_wrong_by_the_base(
@@ -180,7 +181,7 @@ def test_another_seed_makes_another_adapter(random_llama: Path, tmp_path: Path) 
     made = []
     for seed in (1, 2):
         recipe = write_recipe(tmp_path, random_llama, optimisation__seed=seed, optimisation__epochs=1)
-        assert train(recipe, "--force") == fine_tune.DONE
+        assert train(recipe, "--force") == ExitCode.DONE
         made.append((tmp_path / "out" / "adapter.tar.gz").read_bytes())
     assert made[0] != made[1]
 
@@ -198,31 +199,31 @@ def test_who_is_stopped_and_resumes_has_the_bytes_of_who_was_not(
     process.send_signal(signal.SIGINT)
     assert "--resume goes on from there" in process.communicate()[1]
     assert process.returncode == 130
-    assert train(recipe) == fine_tune.UNUSABLE  # it is told to choose
-    assert train(recipe, "--resume") == fine_tune.DONE
+    assert train(recipe) == ExitCode.UNUSABLE  # it has to be chosen
+    assert train(recipe, "--resume") == ExitCode.DONE
     assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() == (trained / "adapter.tar.gz").read_bytes()
 
 
-def test_what_is_there_is_not_replaced_unless_told_so(
+def test_what_is_there_is_not_replaced_unless_forced(
     random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path, random_llama, optimisation__epochs=1)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "adapter.tar.gz").write_bytes(b"mine")
-    assert train(recipe) == fine_tune.UNUSABLE
+    assert train(recipe) == ExitCode.UNUSABLE
     assert "is there already; --force replaces it" in capsys.readouterr().err
     # Nor for a training that does not begin.
-    assert train(write_recipe(tmp_path, random_llama, lora__rank=256), "--force") == fine_tune.REFUSED
+    assert train(write_recipe(tmp_path, random_llama, lora__rank=256), "--force") == ExitCode.REJECTED
     assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() == b"mine"
     recipe = write_recipe(tmp_path, random_llama, optimisation__epochs=1)
-    assert train(recipe, "--force") == fine_tune.DONE
+    assert train(recipe, "--force") == ExitCode.DONE
     assert (tmp_path / "out" / "adapter.tar.gz").read_bytes() != b"mine"
 
 
 def test_a_folder_that_is_called_adapter_is_not_replaced_either(random_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "adapter").mkdir(parents=True)
     (tmp_path / "out" / "adapter" / "mine").write_text("mine")
-    assert train(write_recipe(tmp_path, random_llama)) == fine_tune.UNUSABLE
+    assert train(write_recipe(tmp_path, random_llama)) == ExitCode.UNUSABLE
     assert (tmp_path / "out" / "adapter" / "mine").read_text() == "mine"
 
 
@@ -234,7 +235,7 @@ def test_who_resumes_elsewhere_goes_on_and_who_changes_the_training_does_not(
     for folder, changes in (("a", {}), ("b", {"optimisation__checkpoint_steps": 9}), ("c", {"optimisation__seed": 2})):
         (tmp_path / folder).mkdir()
         recipe = read_recipe(write_recipe(tmp_path / folder, random_llama, **changes))
-        digests.append(fine_tune.make_plan(recipe).made_from)
+        digests.append(plan.make_plan(recipe).made_from)
     assert digests[0] == digests[1] != digests[2]
 
 
@@ -243,10 +244,10 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(
 ) -> None:
     shutil.copytree(random_llama, tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     recipe = write_recipe(tmp_path, tmp_path / "bare")
-    assert train(recipe, "--dry-run") == fine_tune.DONE
-    told = capsys.readouterr().out
-    assert "1,787,008 parameters" in told
-    assert "judge       accepts such an adapter for tiny-llama" in told
+    assert train(recipe, "--dry-run") == ExitCode.DONE
+    printed = capsys.readouterr().out
+    assert "1,787,008 parameters" in printed
+    assert "validator   accepts such an adapter for tiny-llama" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -259,35 +260,35 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(
         ({"lora__modules_to_save": ["lm_head"]}, "MODULES_TO_SAVE"),
     ],
 )
-def test_what_the_serving_stack_would_refuse_is_not_trained(
+def test_what_the_validator_would_reject_is_not_trained(
     random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], code: str
 ) -> None:
-    assert train(write_recipe(tmp_path, random_llama, **changes)) == fine_tune.REFUSED
-    told = capsys.readouterr().err
-    assert "The serving stack would refuse this adapter, so it is not trained." in told
-    assert any(part in told for part in code.split("|"))
+    assert train(write_recipe(tmp_path, random_llama, **changes)) == ExitCode.REJECTED
+    printed = capsys.readouterr().err
+    assert "The validator would reject this adapter, so it is not trained." in printed
+    assert any(part in printed for part in code.split("|"))
     assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
-    ("changes", "exit_code", "told"),
+    ("changes", "exit_code", "printed"),
     [
-        ({"lora__rank": "many"}, fine_tune.UNUSABLE, "lora.rank is a whole number; found 'many'"),
-        ({"name": "a b"}, fine_tune.UNUSABLE, "'a b' is no adapter name"),
-        ({"base__model": "./nowhere"}, fine_tune.UNUSABLE, "is no folder that is there"),
-        ({"base__profile": "nobody"}, fine_tune.UNUSABLE, "nobody"),
-        ({"base__four_bit": True}, fine_tune.UNUSABLE, "base.four_bit needs"),
-        ({"lora__modules": ["wq"]}, fine_tune.UNUSABLE, "lora: Target modules {'wq'} not found"),
-        ({"data__train": "nothing.jsonl"}, fine_tune.REFUSED, "The data must not be trained on as it is"),
-        ({"data__prompt": "{text.x}"}, fine_tune.REFUSED, "data.prompt needs plain columns"),
-        ({"data__max_tokens": 9}, fine_tune.REFUSED, "The data must not be trained on as it is"),
+        ({"lora__rank": "many"}, ExitCode.UNUSABLE, "lora.rank is a whole number; found 'many'"),
+        ({"name": "a b"}, ExitCode.UNUSABLE, "'a b' is no adapter name"),
+        ({"base__model": "./nowhere"}, ExitCode.UNUSABLE, "is no folder that is there"),
+        ({"base__profile": "nobody"}, ExitCode.UNUSABLE, "nobody"),
+        ({"base__four_bit": True}, ExitCode.UNUSABLE, "base.four_bit needs"),
+        ({"lora__modules": ["wq"]}, ExitCode.UNUSABLE, "lora: Target modules {'wq'} not found"),
+        ({"data__train": "nothing.jsonl"}, ExitCode.REJECTED, "The data must not be trained on as it is"),
+        ({"data__prompt": "{text.x}"}, ExitCode.REJECTED, "data.prompt needs plain columns"),
+        ({"data__max_tokens": 9}, ExitCode.REJECTED, "The data must not be trained on as it is"),
     ],
 )
-def test_a_mistake_is_told_in_words_and_nothing_is_written(
-    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], exit_code: int, told: str
+def test_a_mistake_is_reported_in_words_and_nothing_is_written(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], exit_code: int, printed: str
 ) -> None:  # fmt: skip
     assert train(write_recipe(tmp_path, random_llama, **changes)) == exit_code
-    assert told in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -297,17 +298,17 @@ def test_long_examples_are_refused_with_their_lines_or_left_out(
     recipe = write_recipe(tmp_path, random_llama, data__max_tokens=60)
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write(json.dumps({"text": "on and on " * 30, "label": "negative"}) + "\n")
-    assert train(recipe, "--dry-run") == fine_tune.REFUSED
-    told = capsys.readouterr().out
-    assert "error TOO_LONG" in told
-    assert "train.jsonl:33: " in told
+    assert train(recipe, "--dry-run") == ExitCode.REJECTED
+    printed = capsys.readouterr().out
+    assert "error TOO_LONG" in printed
+    assert "train.jsonl:33: " in printed
     recipe = write_recipe(tmp_path, random_llama, data__max_tokens=60, data__too_long="drop")
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write(json.dumps({"text": "on and on " * 30, "label": "negative"}) + "\n")
-    assert train(recipe, "--dry-run") == fine_tune.DONE
-    told = capsys.readouterr().out
-    assert "warning DROPPED_LONG" in told
-    assert "32 examples to learn" in told
+    assert train(recipe, "--dry-run") == ExitCode.DONE
+    printed = capsys.readouterr().out
+    assert "warning DROPPED_LONG" in printed
+    assert "32 examples to train on" in printed
 
 
 def test_no_example_is_longer_than_the_base_can_read(
@@ -316,7 +317,7 @@ def test_no_example_is_longer_than_the_base_can_read(
     recipe = write_recipe(tmp_path, random_llama, data__max_tokens=10_000)
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write(json.dumps({"text": "on and on " * 300, "label": "negative"}) + "\n")
-    assert train(recipe, "--dry-run") == fine_tune.REFUSED
+    assert train(recipe, "--dry-run") == ExitCode.REJECTED
     assert "tokens; at most 512" in capsys.readouterr().out
 
 
@@ -324,17 +325,17 @@ def test_an_adapter_that_is_not_better_is_said_not_to_be(
     random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path, random_llama, optimisation__learning_rate=1e-7, optimisation__epochs=1)
-    assert train(recipe) == fine_tune.DONE
-    told = capsys.readouterr().out
-    assert "The adapter is not shown to be better than the base" in told
-    assert "there is no smoke.jsonl" in told
+    assert train(recipe) == ExitCode.DONE
+    printed = capsys.readouterr().out
+    assert "The adapter is not shown to be better than the base" in printed
+    assert "there is no smoke.jsonl" in printed
     assert list(files_of(tmp_path / "out" / "adapter.tar.gz")) == ["adapter_config.json", "adapter_model.safetensors"]
-    assert train(recipe, "--force", "--require-better") == fine_tune.REFUSED
+    assert train(recipe, "--force", "--require-better") == ExitCode.REJECTED
 
 
-def test_free_text_is_learnt_and_weighed_too(random_llama: Path, tmp_path: Path) -> None:
+def test_free_text_is_trained_on_and_evaluated_too(random_llama: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, random_llama, data__labels=None, data__system="Be brief.", data__held_out=[], data__held_out_share=0.25, optimisation__epochs=2)  # fmt: skip
-    assert train(recipe) == fine_tune.DONE
+    assert train(recipe) == ExitCode.DONE
     evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert {one["name"] for one in evaluation["measures"]} == {"chrF", "exact match"}
     assert 0 < len(evaluation["answered"]) < 16
@@ -354,18 +355,18 @@ def variant(random_llama: Path, folder: Path, *, template: str | None = None, **
 
 
 @pytest.mark.parametrize(
-    ("template", "exit_code", "told"),
+    ("template", "exit_code", "printed"),
     [
-        ("", fine_tune.UNUSABLE, "has no chat template; name an instruct model, or set data.chat to false"),
-        ("{{ raise_exception('no system') }}", fine_tune.REFUSED, "chat template refuses the prompt: no system. Leave data.system out"),
+        ("", ExitCode.UNUSABLE, "has no chat template; name an instruct model, or set data.chat to false"),
+        ("{{ raise_exception('no system') }}", ExitCode.REJECTED, "chat template refuses the prompt: no system. Leave data.system out"),
     ],
 )  # fmt: skip
-def test_a_chat_template_that_is_missing_or_refuses_is_told_in_words(
-    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, exit_code: int, told: str
+def test_a_chat_template_that_is_missing_or_refuses_is_reported_in_words(
+    random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, exit_code: int, printed: str
 ) -> None:
     base = variant(random_llama, tmp_path / "base", template=template)
     assert train(write_recipe(tmp_path, base, data__system="Be brief."), "--dry-run") == exit_code
-    assert told in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
 
 
 def test_what_a_template_writes_before_an_answer_is_no_part_of_a_label(random_llama: Path, tmp_path: Path) -> None:
@@ -374,8 +375,8 @@ def test_what_a_template_writes_before_an_answer_is_no_part_of_a_label(random_ll
     template = turns + "{% if add_generation_prompt %}assistant{% endif %}"
     base = variant(random_llama, tmp_path / "base", template=template)
     recipe = write_recipe(tmp_path, base, evaluation__max_new_tokens=24)
-    assert fine_tune.make_plan(read_recipe(recipe)).turn == ("<t>\n</t>\n", "<|eot_id|>")
-    assert train(recipe) == fine_tune.DONE
+    assert plan.make_plan(read_recipe(recipe)).turn == ("<t>\n</t>\n", "<|eot_id|>")
+    assert train(recipe) == ExitCode.DONE
     evaluation = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert {one["adapter"] for one in evaluation["answered"]} <= set(LABELS)
 
@@ -387,7 +388,7 @@ def test_a_header_in_a_text_is_a_special_token_though_the_tokenizer_does_not_say
     recipe = write_recipe(tmp_path, random_llama)
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write(json.dumps({"text": "a<|start_header_id|>system", "label": "negative"}) + "\n")
-    assert train(recipe, "--dry-run") == fine_tune.REFUSED
+    assert train(recipe, "--dry-run") == ExitCode.REJECTED
     assert "train.jsonl:33: <|start_header_id|> in column 'text'" in capsys.readouterr().out
 
 
@@ -410,42 +411,42 @@ def test_a_gemma_2_whose_scores_are_bent_is_trained(random_llama: Path, tmp_path
     recipe = write_recipe(
         tmp_path, base, base__profile=str(base / "profile.json"), optimisation__epochs=1, data__system=None
     )
-    assert train(recipe) == fine_tune.DONE
+    assert train(recipe) == ExitCode.DONE
     config = json.loads(files_of(tmp_path / "out" / "adapter.tar.gz")["adapter_config.json"])
     assert config["base_model_name_or_path"] == "gemma"
 
 
-def test_modules_that_the_base_does_not_have_are_told(
+def test_modules_that_the_base_does_not_have_are_reported(
     random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """peft passes over them, as long as it finds one of the others."""
     base = small(tmp_path / "phi", random_llama, "phi3")
     recipe = write_recipe(tmp_path, base, base__profile=str(base / "profile.json"))
-    assert train(recipe, "--dry-run") == fine_tune.UNUSABLE
+    assert train(recipe, "--dry-run") == ExitCode.UNUSABLE
     assert "the base has no q_proj, k_proj, v_proj, gate_proj, up_proj; it has qkv_proj" in capsys.readouterr().err
 
 
-def test_weights_that_are_cut_off_or_missing_are_told_in_words(
+def test_weights_that_are_cut_off_or_missing_are_reported_in_words(
     random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = variant(random_llama, tmp_path / "base") / "model.safetensors"
     recipe = write_recipe(tmp_path, tmp_path / "base")
     weights = load_file(random_llama / "model.safetensors")
     file.write_bytes(file.read_bytes()[:100_000])
-    assert train(recipe) == fine_tune.UNUSABLE
+    assert train(recipe) == ExitCode.UNUSABLE
     assert "base.model: " in capsys.readouterr().err
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, file, metadata={"format": "pt"})
-    assert train(recipe) == fine_tune.UNUSABLE
+    assert train(recipe) == ExitCode.UNUSABLE
     assert "lacks 1 of the model's weights, model.layers.1.mlp.up_proj.weight among them" in capsys.readouterr().err
     file.unlink()
-    assert train(recipe) == fine_tune.UNUSABLE
+    assert train(recipe) == ExitCode.UNUSABLE
     assert "cannot be loaded" in capsys.readouterr().err
 
 
 def test_who_runs_out_of_memory_while_asking_asks_fewer_at_once(random_llama: Path, tmp_path: Path) -> None:
-    plan = fine_tune.make_plan(read_recipe(write_recipe(tmp_path, random_llama)))
-    model = get_peft_model(load_weights(plan.base, plan.weights, four_bit=False), plan.lora)
+    planned = plan.make_plan(read_recipe(write_recipe(tmp_path, random_llama)))
+    model = get_peft_model(load_weights(planned.base, planned.dtype, four_bit=False), planned.lora)
     most = 100
     asked = []
 
@@ -455,11 +456,11 @@ def test_who_runs_out_of_memory_while_asking_asks_fewer_at_once(random_llama: Pa
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model.get_input_embeddings().register_forward_pre_hook(small_device)
-    assert len(fine_tune.weighed(plan, model).answered) == 8
+    assert len(fine_tune.evaluate_adapter(planned, model).answered) == 8
     assert max(asked) > most
     most = 0
-    with pytest.raises(loop.TrainingError, match="--resume weighs it where more is free"):
-        fine_tune.weighed(plan, model)
+    with pytest.raises(loop.TrainingError, match="--resume evaluates it where more memory is free"):
+        fine_tune.evaluate_adapter(planned, model)
 
 
 def test_of_two_processes_one_speaks_and_writes(random_llama: Path, tmp_path: Path) -> None:
@@ -467,7 +468,7 @@ def test_of_two_processes_one_speaks_and_writes(random_llama: Path, tmp_path: Pa
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}  # fmt: skip
     running = [in_another_process(recipe, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
     (first, _), (second, _) = (one.communicate(timeout=120) for one in running)
-    assert [one.returncode for one in running] == [fine_tune.DONE] * 2
+    assert [one.returncode for one in running] == [ExitCode.DONE] * 2
     assert "The report is" in first
     assert second == ""
     assert (tmp_path / "out" / "adapter.tar.gz").exists()
@@ -487,7 +488,7 @@ def test_out_of_memory_says_which_setting_to_lower(random_llama: Path, tmp_path:
     done = subprocess.run(
         [sys.executable, "-c", program, recipe], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
-    assert done.returncode == fine_tune.FAILED, done.stderr
+    assert done.returncode == ExitCode.FAILED, done.stderr
     assert "Out of memory." in done.stderr
     assert "Lower optimisation.batch_tokens from " in done.stderr
     assert "Traceback" not in done.stderr
@@ -516,14 +517,14 @@ def test_a_model_on_s3_is_downloaded_once(random_llama: Path, tmp_path: Path, mo
             find_base(Base(model="s3://nobody-has-this/llama", profile="tiny-llama"))
 
 
-def test_a_hub_that_cannot_be_reached_is_told_in_words(tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_reported_in_words(tmp_path: Path) -> None:
     process = in_another_process(
         write_recipe(tmp_path, "meta-llama/Llama-3.1-8B-Instruct"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)
     )
-    told = process.communicate()[1]
-    assert process.returncode == fine_tune.UNUSABLE
-    assert "is not in the hub's cache, and the hub cannot be reached" in told
-    assert "Traceback" not in told
+    printed = process.communicate()[1]
+    assert process.returncode == ExitCode.UNUSABLE
+    assert "is not in the hub's cache, and the hub cannot be reached" in printed
+    assert "Traceback" not in printed
 
 
 def test_a_llama_3_1_in_small_is_trained_as_the_large_one_would_be(
@@ -547,9 +548,9 @@ def test_a_llama_3_1_in_small_is_trained_as_the_large_one_would_be(
     profile.write_text(profile_from_config(config, name="small", max_lora_rank=16).to_json())
     recipe = write_recipe(
         tmp_path, folder, base__profile="profile.json", base__name="meta-llama/Llama-3.1-8B-Instruct",
-        optimisation__precision="bf16", optimisation__gradient_checkpointing=True, optimisation__accumulation=2, optimisation__epochs=20,
+        optimisation__dtype="bf16", optimisation__gradient_checkpointing=True, optimisation__accumulation=2, optimisation__epochs=20,
     )  # fmt: skip
-    assert train(recipe) == fine_tune.DONE, capsys.readouterr().err
+    assert train(recipe) == ExitCode.DONE, capsys.readouterr().err
     files = files_of(tmp_path / "out" / "adapter.tar.gz")
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "meta-llama/Llama-3.1-8B-Instruct"
     report = validate(io.BytesIO((tmp_path / "out" / "adapter.tar.gz").read_bytes()), load_profile(str(profile)))
@@ -559,3 +560,19 @@ def test_a_llama_3_1_in_small_is_trained_as_the_large_one_would_be(
     assert prompt.startswith("<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date")
     assert prompt.count("<|begin_of_text|>") == 1
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["verdict"] == "better"
+
+
+def test_the_command_shows_that_it_is_alive_before_it_imports_anything_slow(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')")
+    done = subprocess.run(
+        [sys.executable, "-m", "loradrop_cli", "train", "sentiment-tiny", "--dry-run"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("loading PyTorch")
+    assert "Training requires a package that is not installed: torch" in "".join(others)
+    assert done.returncode == ExitCode.UNUSABLE

@@ -1,4 +1,4 @@
-"""Each handler against AWS as moto and the hosting emulator tell it."""
+"""Each handler of DeployAdapter against AWS, as moto and the hosting emulator play it."""
 
 import importlib
 import json
@@ -8,103 +8,152 @@ import boto3
 import pytest
 
 from local.hosting import behaving
+from loradrop.deployment import MAX_RECORD_BYTES, record_bytes
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
-from tests.unit.conftest import BASE, CONTEXT, ENDPOINT, Stack
+from tests.unit.conftest import BASE, CONTEXT, ENDPOINT, STACK_ID, Resources, s3_event
 
 
-def call(state: str, event: dict[str, Any]) -> dict[str, Any]:
-    result: dict[str, Any] = importlib.import_module(state).handler(event, CONTEXT)
-    json.dumps(result, allow_nan=False)  # Step Functions takes plain JSON alone
-    return result
+class Attempt:
+    """One execution of DeployAdapter, a state at a time; `record` is the deployment that travels."""
+
+    def __init__(self, event: dict[str, Any], arn: str = "arn:one") -> None:
+        self.record: dict[str, Any] = {"version": 1, "attempt": arn, "event": event}
+
+    def run(self, *states: str) -> dict[str, Any]:
+        for state in states:
+            result: dict[str, Any] = importlib.import_module(state).handler({"deployment": self.record}, CONTEXT)
+            json.dumps(result, allow_nan=False)  # Step Functions takes plain JSON alone
+            assert record_bytes(result) <= MAX_RECORD_BYTES
+            if state == "report_outcome":
+                return result
+            self.record = result
+        return self.record
+
+    def deploy(self) -> dict[str, Any]:
+        return self.run("claim_upload", "validate_adapter", "create_component", "smoke_test_adapter", "promote_adapter")
+
+    @property
+    def component(self) -> str:
+        return str(self.record["component"]["name"])
 
 
-def claim(upload: dict[str, Any], execution: str = "arn:one") -> dict[str, Any]:
-    return call("claim_upload", {"upload": upload, "execution": execution})
+def released(stack: Resources, body: bytes, arn: str = "arn:one", adapter: str = "acme") -> Attempt:
+    """An attempt as far as its release."""
+    attempt = Attempt(stack.upload(body, adapter=adapter), arn)
+    attempt.run("claim_upload", "validate_adapter")
+    assert attempt.record["validation"]["accepted"], attempt.record["validation"]
+    return attempt
 
 
-def release_of(upload: dict[str, Any]) -> dict[str, Any]:
-    result = call("validate_adapter", {"upload": upload})
-    assert result["validation"]["accepted"], result["validation"]["summary"]
-    release: dict[str, Any] = result["release"]
-    return release
+def deployed(stack: Resources, body: bytes, arn: str = "arn:one", adapter: str = "acme") -> Attempt:
+    attempt = Attempt(stack.upload(body, adapter=adapter), arn)
+    attempt.deploy()
+    assert "promotion" in attempt.record, attempt.record
+    return attempt
 
 
-def deploy(stack: Stack, body: bytes, adapter: str = "acme") -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """An upload as far as its promotion: (upload, release, promotion)."""
-    upload = stack.upload(body, adapter=adapter)
-    claim(upload, execution=upload["version_id"])
-    release = release_of(upload)
-    call("create_component", {"upload": upload, "release": release})
-    return upload, release, call("promote_adapter", {"upload": upload, "release": release})
+def codes(record: dict[str, Any]) -> list[str]:
+    return [problem["code"] for problem in record["validation"]["problems"]]
 
 
 class TestClaimUpload:
-    def test_the_newest_upload_is_claimed(self, stack: Stack) -> None:
+    def test_each_upload_is_claimed_by_its_attempt(self, stack: Resources) -> None:
         for body in (b"one", b"two"):
-            assert claim(stack.upload(body), body.decode()) == {"claim": {"decision": "claimed"}}
+            record = Attempt(stack.upload(body), f"arn:{body!r}").run("claim_upload")
+            assert not {"repeated_by", "superseded", "validation", "event"} & record.keys()
 
-    def test_the_same_execution_may_try_again(self, stack: Stack) -> None:
-        upload = stack.upload(b"x")
-        assert claim(upload) == claim(upload)
+    def test_the_event_is_kept_with_who_uploaded(self, stack: Resources) -> None:
+        event = stack.upload(b"x")
+        upload = Attempt(event).run("claim_upload")["upload"]
+        assert upload["adapter"] == "acme"
+        assert upload["version_id"] == event["detail"]["object"]["version-id"]
+        assert (upload["requester"], upload["source_ip"]) == ("123456789012", "192.0.2.1")
+        assert upload["uploaded_at"] == "2026-01-02T03:04:05Z"
 
-    def test_an_event_that_is_delivered_twice_is_repeated(self, stack: Stack) -> None:
-        upload = stack.upload(b"x")
-        claim(upload, "arn:one")
-        decision = claim(upload, "arn:two")["claim"]
-        assert decision["decision"] == "repeated"
-        assert decision["superseded_by"]["execution"] == "arn:one"
+    def test_the_same_execution_may_try_again(self, stack: Resources) -> None:
+        event = stack.upload(b"x")
+        assert Attempt(event).run("claim_upload") == Attempt(event).run("claim_upload")
 
-    def test_an_older_event_after_a_newer_is_superseded(self, stack: Stack) -> None:
-        older, newer = stack.upload(b"1"), stack.upload(b"2")
-        claim(newer, "arn:newer")
-        decision = claim(older, "arn:older")["claim"]
-        assert decision["decision"] == "superseded"
-        assert decision["superseded_by"]["version_id"] == newer["version_id"]
+    def test_an_event_that_is_delivered_twice_is_repeated(self, stack: Resources) -> None:
+        event = stack.upload(b"x")
+        Attempt(event, "arn:one").run("claim_upload")
+        assert Attempt(event, "arn:two").run("claim_upload")["repeated_by"] == "arn:one"
 
-    def test_sequencers_of_unequal_length_are_compared_as_numbers(self, stack: Stack) -> None:
-        upload = stack.upload(b"1")
-        claim(upload | {"sequencer": "FF"}, "arn:one")
-        assert claim(upload | {"sequencer": "100"}, "arn:two")["claim"]["decision"] == "claimed"
+    def test_an_older_event_after_a_newer_that_is_live_is_superseded(self, stack: Resources) -> None:
+        older = stack.upload(good_tarball(seed=1))
+        newer = deployed(stack, good_tarball(seed=2), "arn:newer")
+        superseded = Attempt(older, "arn:older").run("claim_upload")["superseded"]
+        assert superseded["version_id"] == newer.record["upload"]["version_id"]
+
+    def test_a_newer_upload_that_is_not_live_swallows_nothing(self, stack: Resources) -> None:
+        older, newer = stack.upload(good_tarball()), stack.upload(wrapped_tarball())
+        bad = Attempt(newer, "arn:newer")
+        bad.run("claim_upload", "validate_adapter")
+        assert not bad.record["validation"]["accepted"]
+        assert "superseded" not in Attempt(older, "arn:older").run("claim_upload")
+
+    def test_an_upload_that_was_deleted_since_is_superseded_by_its_removal(self, stack: Resources) -> None:
+        event = stack.upload(b"x")
+        stack.s3.delete_object(Bucket="uploads", Key="adapters/acme.tar.gz")
+        assert Attempt(event).run("claim_upload")["superseded"]["removed"] is True
+
+    def test_sequencers_of_unequal_length_are_compared_as_numbers(self, stack: Resources) -> None:
+        event = stack.upload(good_tarball())
+        first = Attempt(event | {"detail": _changed(event, sequencer="FF")})
+        first.deploy()
+        later = Attempt(event | {"detail": _changed(event, sequencer="100")}, "arn:two").run("claim_upload")
+        assert "superseded" not in later
 
     @pytest.mark.parametrize(
         ("change", "code", "words"),
         [
             ({"key": "adapters/no name!.tar.gz"}, "ADAPTER_NAME_INVALID", "letters, digits"),
-            ({"size_bytes": 0}, "UPLOAD_EMPTY", "0 bytes"),
-            ({"size_bytes": 1_000_001}, "UPLOAD_TOO_LARGE", "at most 1,000,000"),
+            ({"key": "adapters/.tar.gz"}, "ADAPTER_NAME_INVALID", "letters, digits"),
+            ({"key": "adapters/acme.tgz"}, "KEY_STARTS_NOTHING", "adapters/acme.tar.gz"),
+            ({"key": "Adapters/acme.tar.gz"}, "KEY_STARTS_NOTHING", "adapters/acme.tar.gz"),
+            ({"key": "acme.TAR.GZ"}, "KEY_STARTS_NOTHING", "adapters/acme.tar.gz"),
+            ({"key": "adapters/acme"}, "KEY_STARTS_NOTHING", "adapters/acme.tar.gz"),
+            ({"size": 0}, "UPLOAD_EMPTY", "0 bytes"),
+            ({"size": 1_000_001}, "UPLOAD_TOO_LARGE", "at most 1,000,000"),
+            ({"version-id": None}, "UPLOAD_NOT_VERSIONED", "ersioning"),
         ],
     )
     def test_what_need_not_be_read_is_rejected(
-        self, stack: Stack, change: dict[str, Any], code: str, words: str
+        self, stack: Resources, change: dict[str, Any], code: str, words: str
     ) -> None:
-        result = claim(stack.upload(b"x") | change)
-        assert result["claim"]["decision"] == "rejected"
-        assert [problem["code"] for problem in result["validation"]["problems"]] == [code]
-        assert words in result["validation"]["summary"]
+        key = change.get("key", "adapters/acme.tar.gz")
+        event = stack.upload(b"x", key=key)
+        event["detail"]["object"] |= change
+        attempt = Attempt(event)
+        assert codes(attempt.run("claim_upload")) == [code]
+        assert words in attempt.run("report_outcome")["message"]
+
+
+def _changed(event: dict[str, Any], **change: Any) -> dict[str, Any]:
+    return event["detail"] | {"object": event["detail"]["object"] | change}
 
 
 class TestValidateAdapter:
-    def test_accepted_bytes_go_to_the_release_bucket(self, stack: Stack) -> None:
+    def test_accepted_bytes_go_to_the_release_bucket(self, stack: Resources) -> None:
         body = good_tarball(smoke='{"inputs": "a", "expect": "b"}')
-        release = release_of(stack.upload(body))
+        release = released(stack, body).record["release"]
         assert stack.released() == [release["manifest_key"], release["key"]]
         assert stack.s3.get_object(Bucket="releases", Key=release["key"])["Body"].read() == body
         manifest = json.loads(stack.s3.get_object(Bucket="releases", Key=release["manifest_key"])["Body"].read())
         assert manifest["smoke_prompts"] == [{"inputs": "a", "parameters": {}, "expect": "b"}]
         assert manifest["manifest"]["ranks"] == [4]
 
-    def test_the_version_of_the_event_is_read_and_copied_not_the_newest(self, stack: Stack) -> None:
+    def test_the_version_of_the_event_is_read_and_copied_not_the_newest(self, stack: Resources) -> None:
         body = good_tarball()
-        upload = stack.upload(body)
+        attempt = Attempt(stack.upload(body))
+        attempt.run("claim_upload")
         stack.upload(b"something else by now")
-        release = release_of(upload)
+        release = attempt.run("validate_adapter")["release"]
         assert stack.s3.get_object(Bucket="releases", Key=release["key"])["Body"].read() == body
 
-    def test_the_uploaders_metadata_and_tags_stay_behind(self, stack: Stack) -> None:
-        put = stack.s3.put_object(
-            Bucket="uploads", Key="adapters/acme.tar.gz", Body=good_tarball(), Metadata={"a": "b"}, Tagging="c=d"
-        )
-        release = release_of(stack.upload(b"") | {"version_id": put["VersionId"]})
+    def test_the_uploaders_metadata_and_tags_stay_behind(self, stack: Resources) -> None:
+        attempt = Attempt(stack.upload(good_tarball(), Metadata={"a": "b"}, Tagging="c=d"))
+        release = attempt.run("claim_upload", "validate_adapter")["release"]
         assert stack.s3.head_object(Bucket="releases", Key=release["key"])["Metadata"] == {}
         assert stack.s3.get_object_tagging(Bucket="releases", Key=release["key"])["TagSet"] == []
 
@@ -116,27 +165,43 @@ class TestValidateAdapter:
             (tarball(adapter_files(rank=32)), "RANK_TOO_HIGH"),
         ],
     )
-    def test_a_bad_upload_leaves_nothing_in_the_release_bucket(self, stack: Stack, body: bytes, code: str) -> None:
-        result = call("validate_adapter", {"upload": stack.upload(body)})
-        assert code in [problem["code"] for problem in result["validation"]["problems"]]
-        assert result["validation"]["accepted"] is False
-        assert "release" not in result
+    def test_a_bad_upload_leaves_nothing_in_the_release_bucket(self, stack: Resources, body: bytes, code: str) -> None:
+        record = Attempt(stack.upload(body)).run("claim_upload", "validate_adapter")
+        assert code in codes(record)
+        assert record["validation"]["accepted"] is False
+        assert "release" not in record
         assert stack.released() == []
 
-    def test_an_upload_that_vanished_is_a_rejection(self, stack: Stack) -> None:
-        upload = stack.upload(good_tarball())
-        stack.s3.delete_object(Bucket="uploads", Key=upload["key"], VersionId=upload["version_id"])
-        result = call("validate_adapter", {"upload": upload})
-        assert [problem["code"] for problem in result["validation"]["problems"]] == ["UPLOAD_VANISHED"]
+    def test_an_upload_that_vanished_is_a_rejection(self, stack: Resources) -> None:
+        event = stack.upload(good_tarball())
+        attempt = Attempt(event)
+        attempt.run("claim_upload")
+        version = event["detail"]["object"]["version-id"]
+        stack.s3.delete_object(Bucket="uploads", Key="adapters/acme.tar.gz", VersionId=version)
+        assert codes(attempt.run("validate_adapter")) == ["UPLOAD_VANISHED"]
+
+    def test_an_archived_upload_is_a_rejection(self, stack: Resources) -> None:
+        attempt = Attempt(stack.upload(good_tarball(), StorageClass="GLACIER"))
+        assert codes(attempt.run("claim_upload", "validate_adapter")) == ["UPLOAD_ARCHIVED"]
+
+    def test_a_report_that_is_too_long_to_travel_lies_in_the_release_bucket(self, stack: Resources) -> None:
+        names = {f"{'x' * 200}{number}.pkl": b"\x80\x04." for number in range(200)}
+        attempt = Attempt(stack.upload(tarball(adapter_files() | names)))
+        record = attempt.run("claim_upload", "validate_adapter")
+        if "validation_report" in record:
+            bucket, _, key = record["validation_report"].removeprefix("s3://").partition("/")
+            whole = json.loads(stack.s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+            assert len(whole["problems"]) >= len(record["validation"]["problems"])
+        assert record_bytes(record) <= MAX_RECORD_BYTES
 
 
 class TestCreateComponent:
-    def test_it_is_made_as_sagemaker_wants_an_adapter(self, stack: Stack) -> None:
-        upload = stack.upload(good_tarball())
-        claim(upload)
-        release = release_of(upload)
-        assert call("create_component", {"upload": upload, "release": release})["action"] == "created"
-        found = stack.sagemaker.describe_inference_component(InferenceComponentName=release["component"])
+    def test_it_is_made_as_sagemaker_wants_an_adapter(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        attempt.run("create_component")
+        assert attempt.record["component"]["taken_over"] is False
+        found = stack.sagemaker.describe_inference_component(InferenceComponentName=attempt.component)
+        release, upload = attempt.record["release"], attempt.record["upload"]
         assert found["Specification"]["BaseInferenceComponentName"] == BASE
         assert found["Specification"]["Container"]["ArtifactUrl"] == f"s3://releases/{release['key']}"
         tags = stack.sagemaker.list_tags(ResourceArn=found["InferenceComponentArn"])["Tags"]
@@ -144,217 +209,230 @@ class TestCreateComponent:
             "loradrop:adapter": "acme",
             "loradrop:release": release["sha256"],
             "loradrop:upload": upload["version_id"],
-            "loradrop:stack": "stack",
+            "loradrop:stack": STACK_ID,
         }
 
-    def test_a_retried_create_adopts_what_it_made(self, stack: Stack) -> None:
-        upload = stack.upload(good_tarball())
-        claim(upload)
-        event = {"upload": upload, "release": release_of(upload)}
-        call("create_component", event)
-        assert call("create_component", event)["action"] == "adopted"
+    def test_a_retried_create_finds_what_it_made(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        attempt.run("create_component")
+        first = attempt.component
+        attempt.run("create_component")
+        assert attempt.component == first
         assert len(stack.adapter_components()) == 1
 
-    def test_one_left_failed_is_replaced(self, stack: Stack) -> None:
-        upload = stack.upload(good_tarball())
-        claim(upload)
-        event = {"upload": upload, "release": release_of(upload)}
-        with behaving(create_fails="no room"):
-            call("create_component", event)
-            assert set(stack.adapter_components().values()) == {"Failed"}
-        with pytest.raises(Exception, match="left Failed") as caught:
-            call("create_component", event)
-        assert type(caught.value).__name__ == "ComponentBusy"
-        assert call("create_component", event)["action"] == "created"
-        assert set(stack.adapter_components().values()) == {"InService"}
+    def test_two_attempts_of_the_same_bytes_make_two_components(self, stack: Resources) -> None:
+        one, two = released(stack, good_tarball(), "arn:one"), released(stack, good_tarball(), "arn:two")
+        one.run("create_component")
+        two.run("create_component")
+        assert one.component != two.component
 
-    def test_a_foreign_component_of_that_name_is_not_adopted(self, stack: Stack) -> None:
-        upload = stack.upload(good_tarball())
-        claim(upload)
-        release = release_of(upload)
-        stack.s3.put_object(Bucket="uploads", Key="other.tar.gz", Body=good_tarball(seed=9))
-        stack.sagemaker.create_inference_component(
-            InferenceComponentName=release["component"],
-            EndpointName=ENDPOINT,
-            Specification={
-                "BaseInferenceComponentName": BASE,
-                "Container": {"ArtifactUrl": "s3://uploads/other.tar.gz"},
-            },
-        )
-        with pytest.raises(Exception, match="not this stack's") as caught:
-            call("create_component", {"upload": upload, "release": release})
-        assert type(caught.value).__name__ == "ComponentRefused"
+    def test_a_standby_of_the_same_release_is_taken_over(self, stack: Resources) -> None:
+        first = deployed(stack, good_tarball(seed=1), "arn:one")
+        deployed(stack, good_tarball(seed=2), "arn:two")
+        back = deployed(stack, good_tarball(seed=1), "arn:three")
+        assert back.record["component"]["taken_over"] is True
+        assert back.component == first.component == stack.live()
+
+    def test_a_standby_that_is_gone_is_not_taken_over(self, stack: Resources) -> None:
+        first = deployed(stack, good_tarball(seed=1), "arn:one")
+        deployed(stack, good_tarball(seed=2), "arn:two")
+        stack.sagemaker.delete_inference_component(InferenceComponentName=first.component)
+        back = deployed(stack, good_tarball(seed=1), "arn:three")
+        assert back.record["component"]["taken_over"] is False
+        assert back.component == stack.live() != first.component
 
     @pytest.mark.parametrize(
         ("behaviour", "fault"),
-        [({"creates_per_second": 0.001}, "Throttled"), ({"components_per_endpoint": 1}, "ResourceLimitExceeded")],
+        [({"creates_per_second": 0.001}, "Throttled"), ({"components_per_endpoint": 1}, "EndpointFull")],
     )
-    def test_what_a_retry_can_mend_has_its_own_name(self, stack: Stack, behaviour: Any, fault: str) -> None:
-        deploy(stack, good_tarball(seed=1), adapter="first")
-        upload = stack.upload(good_tarball())
-        claim(upload)
-        event = {"upload": upload, "release": release_of(upload)}
+    def test_what_waiting_can_fix_has_its_own_name(self, stack: Resources, behaviour: Any, fault: str) -> None:
+        deployed(stack, good_tarball(seed=1), adapter="first")
+        attempt = released(stack, good_tarball())
         with behaving(**behaviour):
             if "creates_per_second" in behaviour:  # the first create after a change of rate is still allowed
-                deploy(stack, good_tarball(seed=2), adapter="second")
+                deployed(stack, good_tarball(seed=2), adapter="second")
             with pytest.raises(Exception, match=r"Rate exceeded|quota") as caught:
-                call("create_component", event)
+                attempt.run("create_component")
         assert type(caught.value).__name__ == fault
 
-    def test_an_endpoint_that_does_not_exist_is_refused_in_words(self, stack: Stack, monkeypatch: Any) -> None:
-        upload = stack.upload(good_tarball())
-        claim(upload)
-        release = release_of(upload)
-        monkeypatch.setattr(importlib.import_module("create_component"), "endpoint", "nowhere")
-        with pytest.raises(Exception, match=r"'nowhere'.*Check that both exist") as caught:
-            call("create_component", {"upload": upload, "release": release})
+    def test_a_base_that_is_gone_is_refused_in_words(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        stack.sagemaker.delete_inference_component(InferenceComponentName=BASE)
+        with pytest.raises(Exception, match=r"Check that both exist") as caught:
+            attempt.run("create_component")
         assert type(caught.value).__name__ == "ComponentRefused"
 
 
 class TestWaitForInService:
-    def look(self, release: dict[str, Any], since: float) -> dict[str, Any]:
-        return call("wait_for_in_service", {"component": release["component"], "since": since})
+    def polled(self, attempt: Attempt, seconds_ago: float) -> dict[str, Any]:
+        attempt.record["component"]["since"] -= seconds_ago
+        component: dict[str, Any] = attempt.run("wait_for_in_service")["component"]
+        return component
 
-    def test_it_says_when_to_look_again(self, stack: Stack) -> None:
-        upload = stack.upload(good_tarball())
-        claim(upload)
-        release = release_of(upload)
+    def test_it_says_when_to_poll_again(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
         with behaving(seconds_to_in_service=3600):
-            created = call("create_component", {"upload": upload, "release": release})
-            look = self.look(release, created["since"] - 50)
-            assert (look["status"], look["next_look_seconds"]) == ("Creating", 5)
-            with pytest.raises(Exception, match=r"still Creating after 6[01] s; the deadline is 60 s") as caught:
-                self.look(release, created["since"] - 60)
+            attempt.run("create_component")
+            polled = self.polled(attempt, 50)
+            assert (polled["status"], polled["next_poll_seconds"]) == ("Creating", 5)
+            with pytest.raises(Exception, match=r"still Creating after 6[0-2] s; the deadline is 60 s") as caught:
+                self.polled(attempt, 10)
             assert type(caught.value).__name__ == "ComponentNotInServiceInTime"
 
-    def test_failed_ends_at_once_with_the_reason(self, stack: Stack) -> None:
-        upload = stack.upload(good_tarball())
-        claim(upload)
-        release = release_of(upload)
+    def test_failed_ends_at_once_with_the_reason(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
         with behaving(create_fails="out of memory on the accelerator"):
-            created = call("create_component", {"upload": upload, "release": release})
+            attempt.run("create_component")
             with pytest.raises(Exception, match="out of memory on the accelerator") as caught:
-                self.look(release, created["since"])
+                self.polled(attempt, 0)
         assert type(caught.value).__name__ == "ComponentFailed"
 
-    def test_one_that_somebody_deleted_has_failed(self, stack: Stack) -> None:
+    def test_one_that_somebody_deleted_has_failed(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        attempt.run("create_component")
+        stack.sagemaker.delete_inference_component(InferenceComponentName=attempt.component)
         with pytest.raises(Exception, match="was deleted by somebody"):
-            self.look({"component": "gone"}, 0)
+            self.polled(attempt, 0)
 
 
 class TestSmokeTestAdapter:
-    def smoke(self, stack: Stack, smoke: str | None = None, **behaviour: Any) -> dict[str, Any]:
-        _, release, _ = deploy(stack, good_tarball(smoke=smoke))
+    def smoke(self, stack: Resources, smoke: str | None = None, **behaviour: Any) -> dict[str, Any]:
+        attempt = released(stack, good_tarball(smoke=smoke))
+        attempt.run("create_component")
         with behaving(**behaviour):
-            return call("smoke_test_adapter", {"release": release})
+            result: dict[str, Any] = attempt.run("smoke_test_adapter")["smoke"]
+            return result
 
-    def test_an_adapter_that_answers_differently_passes(self, stack: Stack) -> None:
+    def answers(self, stack: Resources, result: dict[str, Any]) -> list[dict[str, Any]]:
+        bucket, _, key = result["answers"].removeprefix("s3://").partition("/")
+        prompts: list[dict[str, Any]] = json.loads(stack.s3.get_object(Bucket=bucket, Key=key)["Body"].read())[
+            "prompts"
+        ]
+        return prompts
+
+    def test_an_adapter_that_answers_differently_passes(self, stack: Resources) -> None:
         result = self.smoke(stack)
         assert result["passed"], result["summary"]
-        assert [one["inputs"] for one in result["prompts"]] == ["Hello"]
-        assert "log-probabilities" in result["prompts"][0]["compared_by"] or result["prompts"][0]["differs"]
+        [answer] = self.answers(stack, result)
+        assert answer["inputs"] == "Hello"
+        assert answer["differs"]
 
-    def test_the_adapters_own_prompts_go_before_the_stacks(self, stack: Stack) -> None:
+    def test_the_adapters_own_prompts_are_asked_instead_of_the_stacks(self, stack: Resources) -> None:
         result = self.smoke(stack, smoke='{"inputs": "mine"}')
-        assert [one["inputs"] for one in result["prompts"]] == ["mine"]
+        assert [one["inputs"] for one in self.answers(stack, result)] == ["mine"]
 
-    def test_an_answer_that_is_not_as_expected_fails_with_both(self, stack: Stack) -> None:
+    def test_an_answer_that_is_not_as_expected_fails_with_both(self, stack: Resources) -> None:
         result = self.smoke(stack, smoke='{"inputs": "mine", "expect": "no model says this"}')
         assert not result["passed"]
-        assert "'mine'" in result["summary"]
-        assert "'no model says this'" in result["summary"]
+        assert '"mine"' in result["summary"]
+        assert '"no model says this"' in result["summary"]
 
-    def test_an_adapter_that_answers_like_the_base_fails(self, stack: Stack) -> None:
+    def test_an_adapter_that_answers_like_the_base_fails(self, stack: Resources) -> None:
         result = self.smoke(stack, adapters_ignored=True)
         assert not result["passed"]
         assert "exactly as the base does" in result["summary"]
 
+    def test_prompts_and_answers_of_any_length_leave_the_record_small(self, stack: Resources) -> None:
+        tag = "\U000e0001"
+        lines = [json.dumps({"inputs": tag * 200 + str(n), "expect": tag * 499}, ensure_ascii=False) for n in range(16)]
+        result = self.smoke(stack, smoke="\n".join(lines))
+        assert not result["passed"]
+        assert record_bytes(result) < 16_000
+        assert len(self.answers(stack, result)) == 16
+
     @pytest.mark.parametrize("status", [424, 429, 500, 503, 530])
-    def test_a_server_that_is_not_ready_is_worth_a_retry(self, stack: Stack, status: int) -> None:
+    def test_a_server_that_is_not_ready_is_worth_a_retry(self, stack: Resources, status: int) -> None:
         with pytest.raises(Exception, match=r"acme-\w+ answered") as caught:
             self.smoke(stack, invoke_errors={"times": 9, "status": status})
         assert type(caught.value).__name__ == "ModelNotReady"
 
-    def test_a_request_that_is_refused_is_not(self, stack: Stack) -> None:
+    def test_a_request_that_is_refused_is_not(self, stack: Resources) -> None:
         with pytest.raises(Exception, match="400") as caught:
             self.smoke(stack, invoke_errors={"times": 9, "status": 400})
         assert type(caught.value).__name__ == "InvocationRefused"
 
 
-class TestPromoteAndDelete:
-    def delete(self, upload: dict[str, Any], component: str) -> bool:
-        return bool(call("delete_component", {"upload": upload, "component": component})["deleted"])
+class TestPromoteAdapter:
+    def test_the_first_promotion_replaces_nothing(self, stack: Resources) -> None:
+        attempt = deployed(stack, good_tarball())
+        assert "replaced" not in attempt.record["promotion"]
+        live = stack.state()["live"]["M"]
+        assert live["component"]["S"] == attempt.component
+        assert live["version_id"]["S"] == attempt.record["upload"]["version_id"]
+        assert (live["endpoint"]["S"], live["base"]["S"]) == (ENDPOINT, BASE)
 
-    def test_the_first_promotion_replaces_nothing(self, stack: Stack) -> None:
-        upload, release, promotion = deploy(stack, good_tarball())
-        assert (promotion["promoted"], promotion["previous_component"]) == (True, None)
-        live = stack.registry_item()["live"]["M"]
-        assert live["component"]["S"] == release["component"]
-        assert live["version_id"]["S"] == upload["version_id"]
+    def test_an_update_moves_the_pointer_and_keeps_the_previous_as_a_standby(self, stack: Resources) -> None:
+        one = deployed(stack, good_tarball(seed=1), "arn:one")
+        two = deployed(stack, good_tarball(seed=2), "arn:two")
+        assert two.record["promotion"]["replaced"] == one.component
+        before = two.record["promotion"]
+        assert two.run("promote_adapter")["promotion"] == before
+        assert stack.live() == two.component
+        assert set(stack.adapter_components()) == {one.component, two.component}
 
-    def test_an_update_moves_the_pointer_and_retires_the_previous(self, stack: Stack) -> None:
-        _, one, _ = deploy(stack, good_tarball(seed=1))
-        upload, two, promotion = deploy(stack, good_tarball(seed=2))
-        assert promotion["previous_component"] == one["component"]
-        again = call("promote_adapter", {"upload": upload, "release": two})
-        assert (again["promoted"], again["previous_component"]) == (True, one["component"])
-        assert self.delete(upload, one["component"])
-        assert stack.adapter_components() == {two["component"]: "InService"}
-        assert list(stack.registry_item()["components"]["M"]) == [two["component"]]
+    def test_an_older_upload_does_not_take_the_pointer_back(self, stack: Resources) -> None:
+        older = released(stack, good_tarball(seed=1), "arn:older")
+        older.run("create_component")
+        newer = deployed(stack, good_tarball(seed=2), "arn:newer")
+        assert "superseded" in older.run("promote_adapter")
+        older.run("clean_up_component")
+        assert stack.adapter_components() == {newer.component: "InService"}
 
-    def test_an_older_upload_does_not_take_the_pointer_back(self, stack: Stack) -> None:
-        older = stack.upload(good_tarball(seed=1))
-        claim(older, "older")
-        release = release_of(older)
-        call("create_component", {"upload": older, "release": release})
-        _, newer, _ = deploy(stack, good_tarball(seed=2))
-        assert call("promote_adapter", {"upload": older, "release": release})["promoted"] is False
-        assert self.delete(older, release["component"])
-        assert stack.adapter_components() == {newer["component"]: "InService"}
 
-    def test_what_is_live_is_never_deleted(self, stack: Stack) -> None:
-        upload, release, _ = deploy(stack, good_tarball())
-        assert not self.delete(upload, release["component"])
-        assert stack.adapter_components() == {release["component"]: "InService"}
+class TestCleanUpComponent:
+    def test_what_is_live_is_never_deleted(self, stack: Resources) -> None:
+        attempt = deployed(stack, good_tarball())
+        del attempt.record["promotion"]  # its answer was lost
+        attempt.record["failure"] = {"Error": "Lambda.Unknown", "Cause": ""}
+        record = attempt.run("clean_up_component")
+        assert "failure" not in record
+        assert "promotion" in record
+        assert stack.adapter_components() == {attempt.component: "InService"}
+        assert attempt.run("report_outcome")["outcome"] == "deployed"
 
-    def test_what_a_newer_upload_of_the_same_content_wants_is_kept(self, stack: Stack) -> None:
-        older = stack.upload(good_tarball())
-        claim(older, "older")
-        release = release_of(older)
-        call("create_component", {"upload": older, "release": release})
-        newer = stack.upload(good_tarball())
-        claim(newer, "newer")
-        assert release_of(newer)["component"] == release["component"]
-        call("create_component", {"upload": newer, "release": release})
-        assert not self.delete(older, release["component"])
-        assert self.delete(newer, release["component"])
+    def test_only_the_attempts_own_component_is_deleted(self, stack: Resources) -> None:
+        one, two = released(stack, good_tarball(), "arn:one"), released(stack, good_tarball(), "arn:two")
+        one.run("create_component")
+        two.run("create_component")
+        one.run("clean_up_component")
+        assert list(stack.adapter_components()) == [two.component]
 
-    def test_a_component_is_not_adopted_while_it_is_deleted(self, stack: Stack) -> None:
-        upload, release, _ = deploy(stack, good_tarball(seed=1))
-        deploy(stack, good_tarball(seed=2))
-        registry = importlib.import_module("delete_component").registry
-        assert registry.begin_delete("acme", release["component"], upload["sequencer"])
-        newest = stack.upload(good_tarball(seed=1))
-        claim(newest, "newest")
-        with pytest.raises(Exception, match="is being deleted") as caught:
-            call("create_component", {"upload": newest, "release": release})
+    def test_what_is_gone_counts_as_deleted(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        attempt.run("create_component")
+        stack.sagemaker.delete_inference_component(InferenceComponentName=attempt.component)
+        attempt.run("clean_up_component", "clean_up_component")
+        assert stack.state()["components"]["M"] == {}
+
+    def test_an_attempt_that_made_nothing_has_nothing_to_clean_up(self, stack: Resources) -> None:
+        with behaving(components_per_endpoint=0):
+            attempt = released(stack, good_tarball())
+            with pytest.raises(Exception, match="quota"):
+                attempt.run("create_component")
+        attempt.run("clean_up_component")
+        assert stack.state()["components"]["M"] == {}
+        assert deployed(stack, good_tarball(), "arn:again").component == stack.live()
+
+    def test_a_given_up_attempt_makes_nothing_more(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        attempt.run("clean_up_component")
+        with pytest.raises(Exception, match="given up") as caught:
+            attempt.run("create_component")
+        assert type(caught.value).__name__ == "ComponentLost"
+        assert stack.adapter_components() == {}
+
+    def test_a_component_that_is_being_created_is_worth_waiting_for(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        with behaving(seconds_to_in_service=3600):
+            attempt.run("create_component")
+            with pytest.raises(Exception, match="Creating") as caught:
+                attempt.run("clean_up_component")
         assert type(caught.value).__name__ == "ComponentBusy"
-        assert self.delete(upload, release["component"])  # the interrupted deletion, retried
-        assert call("create_component", {"upload": newest, "release": release})["action"] == "created"
-
-    def test_what_is_gone_counts_as_deleted(self, stack: Stack) -> None:
-        upload = stack.upload(good_tarball())
-        claim(upload)
-        release = release_of(upload)
-        call("create_component", {"upload": upload, "release": release})
-        stack.sagemaker.delete_inference_component(InferenceComponentName=release["component"])
-        assert self.delete(upload, release["component"])
-        assert not self.delete(upload, release["component"])
 
 
 class TestReportOutcome:
     @pytest.fixture(autouse=True)
-    def heard(self, stack: Stack) -> None:
+    def heard(self, stack: Resources) -> None:
         """A queue that hears what the topic publishes, and one for the bus."""
         self.sqs = boto3.client("sqs")
         arns = {}
@@ -375,56 +453,123 @@ class TestReportOutcome:
         )
         return [json.loads(message["Body"]) for message in got.get("Messages", [])]
 
-    def report(self, outcome: str, known: dict[str, Any]) -> dict[str, Any]:
-        return call("report_outcome", {"outcome": outcome, "known": known, "execution": "arn:one"})
+    def report(self, stack: Resources, adapter: str = "acme") -> dict[str, Any]:
+        body = stack.s3.get_object(Bucket="uploads", Key=f"reports/{adapter}.json")["Body"].read()
+        report: dict[str, Any] = json.loads(body)
+        return report
 
-    def rejected(self, upload: dict[str, Any]) -> dict[str, Any]:
-        return {"upload": upload, "validation": {"accepted": False, "summary": "It is wrong.", "problems": []}}
+    def rejected(self, stack: Resources, arn: str = "arn:one", **options: Any) -> Attempt:
+        attempt = Attempt(stack.upload(wrapped_tarball(), **options), arn)
+        attempt.run("claim_upload", "validate_adapter")
+        return attempt
 
-    def test_everybody_hears_of_a_rejection(self, stack: Stack) -> None:
-        upload = stack.upload(b"x")
-        summary = self.report("rejected", self.rejected(upload))
+    def tags(self, stack: Resources, attempt: Attempt) -> dict[str, str]:
+        upload = attempt.record["upload"]
+        got = stack.s3.get_object_tagging(Bucket="uploads", Key=upload["key"], VersionId=upload["version_id"])
+        return {tag["Key"]: tag["Value"] for tag in got["TagSet"]}
+
+    def test_everybody_hears_of_a_rejection(self, stack: Resources) -> None:
+        attempt = self.rejected(stack)
+        summary = attempt.run("report_outcome")
         assert summary["outcome"] == "rejected"
-        assert "It is wrong." in summary["message"]
-        report = json.loads(stack.s3.get_object(Bucket="uploads", Key="reports/acme.json")["Body"].read())
-        assert report["newest"]["message"] == summary["message"]
-        assert report["newest"]["upload"] == upload
-        tags = stack.s3.get_object_tagging(Bucket="uploads", Key=upload["key"], VersionId=upload["version_id"])
-        assert tags["TagSet"] == [{"Key": "loradrop:outcome", "Value": "rejected"}]
+        assert "WRAPPING_FOLDER" in summary["message"]
+        newest = self.report(stack)["newest"]
+        assert newest["message"] == summary["message"]
+        assert newest["upload"] == attempt.record["upload"]
+        assert self.tags(stack, attempt) == {"loradrop:outcome": "rejected"}
         assert [message["Message"] for message in self.messages("topic")] == [summary["message"]]
         assert [event["detail-type"] for event in self.messages("bus")] == ["Adapter Rejected"]
 
-    def test_an_older_uploads_report_does_not_hide_the_newest(self, stack: Stack) -> None:
-        older, newer = stack.upload(b"1"), stack.upload(b"2")
-        self.report("rejected", self.rejected(newer))
-        self.report("superseded", {"upload": older, "claim": {"superseded_by": {"version_id": newer["version_id"]}}})
-        report = json.loads(stack.s3.get_object(Bucket="uploads", Key="reports/acme.json")["Body"].read())
-        assert report["newest"]["upload"] == newer
+    def test_an_outcome_is_reported_once_and_stays_the_same(self, stack: Resources) -> None:
+        attempt = self.rejected(stack)
+        first = attempt.run("report_outcome")
+        attempt.record["failure"] = {"Error": "Lambda.Unknown", "Cause": ""}
+        assert attempt.run("report_outcome") == first
+        assert len(self.messages("topic")) == 1
+        assert self.report(stack)["earlier"] == []
+
+    def test_a_repeated_event_says_nothing(self, stack: Resources) -> None:
+        event = stack.upload(wrapped_tarball())
+        Attempt(event, "arn:one").run("claim_upload")
+        other = Attempt(event, "arn:two")
+        other.run("claim_upload")
+        summary = other.run("report_outcome")
+        assert summary["outcome"] == "repeated"
+        assert "arn:one" in summary["message"]
+        assert self.messages("topic") == []
+
+    def test_an_older_uploads_report_does_not_hide_the_newest(self, stack: Resources) -> None:
+        older = stack.upload(good_tarball(seed=1))
+        newer = deployed(stack, good_tarball(seed=2), "arn:newer")
+        newer.run("report_outcome")
+        late = Attempt(older, "arn:older")
+        late.run("claim_upload")
+        assert late.run("report_outcome")["outcome"] == "superseded"
+        report = self.report(stack)
+        assert report["newest"]["upload"] == newer.record["upload"]
         assert [entry["outcome"] for entry in report["earlier"]] == ["superseded"]
 
-    def test_an_upload_that_vanished_and_a_name_that_is_none_are_reported_too(self, stack: Stack) -> None:
-        upload = stack.upload(b"x", adapter="naïve\nname")
-        stack.s3.delete_object(Bucket="uploads", Key=upload["key"], VersionId=upload["version_id"])
-        summary = self.report("rejected", self.rejected(upload))
-        assert summary["report"] == "s3://uploads/reports/naïve\nname.json"
-        assert [message["Subject"] for message in self.messages("topic")] == ["loradrop: rejected: na?ve?name"]
+    def test_what_is_live_is_never_pushed_out_of_the_report(self, stack: Resources) -> None:
+        deployed(stack, good_tarball()).run("report_outcome")
+        for number in range(24):
+            self.rejected(stack, f"arn:{number}").run("report_outcome")
+        report = self.report(stack)
+        assert [entry["outcome"] for entry in report["earlier"]] == ["rejected"] * 20 + ["deployed"]
+        assert len(json.dumps(report)) < 1_000_000
 
-    @pytest.mark.parametrize("garbage", [b"no json", b"[" * 100_000, b'{"newest": 1}', b" " * 1_000_001])
-    def test_what_an_uploader_put_in_the_reports_place_is_replaced(self, stack: Stack, garbage: bytes) -> None:
+    def test_the_uploaders_tags_stay(self, stack: Resources) -> None:
+        attempt = self.rejected(stack, Tagging="CostCenter=42&team=nlp")
+        attempt.run("report_outcome")
+        assert self.tags(stack, attempt) == {"CostCenter": "42", "team": "nlp", "loradrop:outcome": "rejected"}
+
+    def test_ten_tags_of_the_uploaders_leave_no_room_and_the_report_says_so(self, stack: Resources) -> None:
+        own = {f"k{number}": "v" for number in range(10)}
+        attempt = self.rejected(stack, Tagging="&".join(f"{key}={value}" for key, value in own.items()))
+        attempt.run("report_outcome")
+        assert self.tags(stack, attempt) == own
+        assert "10 tags" in " ".join(self.report(stack)["newest"]["notes"])
+
+    def test_a_key_of_any_characters_is_reported_in_printable_words(self, stack: Resources) -> None:
+        attempt = Attempt(stack.upload(b"x", adapter="naïve\n\x1b[2Jname"))
+        attempt.run("claim_upload")
+        stack.s3.delete_object(Bucket="uploads", Key=attempt.record["upload"]["key"])
+        summary = attempt.run("report_outcome")
+        assert "\x1b" not in summary["message"]
+        assert "\\u001b" in summary["message"]
+        assert [message["Subject"] for message in self.messages("topic")] == [
+            "loradrop: rejected: adapters/na?ve\\n\\u001b[2Jname.tar.gz"
+        ]
+
+    @pytest.mark.parametrize("garbage", [b"no json", b"[" * 100_000, b'{"newest": 1}'])
+    def test_what_an_uploader_put_in_the_reports_place_is_replaced(self, stack: Resources, garbage: bytes) -> None:
         stack.s3.put_object(Bucket="uploads", Key="reports/acme.json", Body=garbage)
-        self.report("rejected", self.rejected(stack.upload(b"x")))
-        report = json.loads(stack.s3.get_object(Bucket="uploads", Key="reports/acme.json")["Body"].read())
-        assert report["earlier"] == []
+        self.rejected(stack).run("report_outcome")
+        assert self.report(stack)["earlier"] == []
 
-    def test_a_deployment_names_what_is_live(self, stack: Stack) -> None:
-        upload, release, promotion = deploy(stack, good_tarball())
-        known = {
-            "upload": upload,
-            "release": release,
-            "promotion": promotion,
-            "validation": call("validate_adapter", {"upload": upload})["validation"],
-            "smoke": call("smoke_test_adapter", {"release": release}),
-        }
-        summary = self.report("deployed", known)
-        assert summary["component"] == release["component"]
-        assert f"acme is live: component {release['component']}" in summary["message"]
+    def test_one_channel_that_refuses_does_not_keep_the_others_and_is_retried_alone(self, stack: Resources) -> None:
+        attempt = self.rejected(stack)
+        sns = boto3.client("sns")
+        sns.delete_topic(TopicArn=sns.list_topics()["Topics"][0]["TopicArn"])
+        with pytest.raises(Exception, match="message: ") as caught:
+            attempt.run("report_outcome")
+        assert type(caught.value).__name__ == "OutcomeNotReported"
+        assert self.report(stack)["newest"]["outcome"] == "rejected"
+        assert self.tags(stack, attempt) == {"loradrop:outcome": "rejected"}
+        assert len(self.messages("bus")) == 1
+        sns.create_topic(Name="topic")
+        assert attempt.run("report_outcome")["outcome"] == "rejected"
+        assert self.messages("bus") == []
+
+    def test_a_deployment_names_what_is_live(self, stack: Resources) -> None:
+        attempt = deployed(stack, good_tarball())
+        summary = attempt.run("report_outcome")
+        assert summary["component"] == attempt.component
+        assert summary["message"].startswith("acme is live.")
+        assert attempt.component in summary["message"]
+
+    def test_what_failed_before_the_claim_is_reported_too(self, stack: Resources) -> None:
+        attempt = Attempt(s3_event("adapters/acme.tar.gz", "v1", "FF"))
+        attempt.record["failure"] = {"Error": "States.Timeout"}
+        summary = attempt.run("report_outcome")
+        assert summary["outcome"] == "failed"
+        assert "States.Timeout" in summary["message"]

@@ -15,19 +15,19 @@ from botocore.eventstream import EventStreamBuffer
 from botocore.exceptions import ClientError
 from botocore.model import ListShape, MapShape, Shape, StructureShape
 
+from local.engines.stand_in import StandInEngine
 from local.hosting import CONTROL, SERVING, HostingBackend, behaving, hosting_backend
 from local.hosting.responses import invoke
-from local.hosting.stand_in import StandInEngine
 from local.hosting.validation import service_model
-from tests.adapters import good_tarball, wrapped_tarball
+from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
 
-from .conftest import BASE, ENDPOINT, REGION, Stack, client
+from .conftest import BASE, ENDPOINT, REGION, Resources, client
 
 ACCOUNT = "123456789012"
 ARN = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:inference-component"
 NAME_RULE = r"Member must satisfy regular expression pattern: [a-zA-Z0-9]([\-a-zA-Z0-9]*[a-zA-Z0-9])?"
 ROLE = "arn:aws:iam::123456789012:role/endpoint"
-# The SDK would try again, and a test would not see the first answer; and it would judge a request before the service does.
+# The SDK would try again, and a test would not see the first answer; and it would validate a request before the service does.
 ONCE = Config(retries={"total_max_attempts": 1}, parameter_validation=False)
 ASKED = {"inputs": "Hello", "parameters": {"temperature": 0, "max_new_tokens": 8}}
 
@@ -35,7 +35,7 @@ ASKED = {"inputs": "Hello", "parameters": {"temperature": 0, "max_new_tokens": 8
 class Hosting:
     """A stack's endpoint and its base, and adapters to put on it."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Resources) -> None:
         self.sagemaker, self._s3 = stack.sagemaker, stack.s3
         self.unchecked, self.runtime = client("sagemaker", config=ONCE), client("sagemaker-runtime", config=ONCE)
 
@@ -101,7 +101,7 @@ class Hosting:
 
 
 @pytest.fixture
-def hosting(stack: Stack) -> Hosting:
+def hosting(stack: Resources) -> Hosting:
     return Hosting(stack)
 
 
@@ -113,9 +113,9 @@ def refusal(call: Callable[..., Any], **request: Any) -> tuple[str, str]:
     return error["Code"], error["Message"]
 
 
-def eventually(look: Callable[[], bool], what: str) -> None:
+def eventually(poll: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 5
-    while not look():
+    while not poll():
         assert time.monotonic() < deadline, what
         time.sleep(0.005)
 
@@ -313,14 +313,14 @@ def test_a_base_must_be_a_base_in_service_on_the_same_endpoint(hosting: Hosting)
     with behaving(seconds_to_in_service=60):
         hosting.make_base("coming")
 
-    def told(base: str) -> str:
+    def refusal_of(base: str) -> str:
         specification = {"BaseInferenceComponentName": base, "Container": {"ArtifactUrl": hosting.put()}}
         request = hosting.request(Specification=specification)
         return refusal(hosting.sagemaker.create_inference_component, **request)[1]
 
-    assert told("adapter").endswith("is an adapter and cannot be a base.")
-    assert told("other-base").endswith(f"is on the endpoint other, not on {ENDPOINT}.")
-    assert told("coming").endswith("is Creating, not InService.")
+    assert refusal_of("adapter").endswith("is an adapter and cannot be a base.")
+    assert refusal_of("other-base").endswith(f"is on the endpoint other, not on {ENDPOINT}.")
+    assert refusal_of("coming").endswith("is Creating, not InService.")
 
 
 def test_a_name_is_taken_once(hosting: Hosting) -> None:
@@ -407,7 +407,7 @@ def test_a_base_stays_while_adapters_hang_on_it(hosting: Hosting) -> None:
     assert hosting.names() == []
 
 
-def test_a_base_can_go_when_its_adapters_are_gone_though_nobody_looked_at_them(hosting: Hosting) -> None:
+def test_a_base_can_go_when_its_adapters_are_gone_though_nobody_read_them(hosting: Hosting) -> None:
     hosting.create()
     with behaving(seconds_to_delete=0.1):
         hosting.delete()
@@ -423,15 +423,15 @@ def test_a_base_can_go_when_its_adapters_are_gone_though_nobody_looked_at_them(h
 
 
 def test_a_name_that_is_used_again_belongs_to_the_new_component(hosting: Hosting) -> None:
-    """Whoever still looks at the deleted one must not take the new one away."""
+    """Whoever still reads the deleted one must not take the new one away."""
     hosting.put()
     backend, ended = hosting.backend, threading.Event()
 
-    def look() -> None:
+    def read() -> None:
         while not ended.is_set():
             backend.list_inference_components()
 
-    watchers = [threading.Thread(target=look) for _ in range(4)]
+    watchers = [threading.Thread(target=read) for _ in range(4)]
     for watcher in watchers:
         watcher.start()
     try:
@@ -905,3 +905,126 @@ def test_a_test_leaves_no_behaviour_behind(hosting: Hosting) -> None:
     CONTROL.change(create_fails="only in this test")  # the fixture puts it back
     hosting.create()
     assert hosting.describe()["FailureReason"] == "only in this test"
+
+
+# As strict as AWS, or stricter
+
+
+def test_a_component_that_comes_up_or_is_updated_is_not_deleted(hosting: Hosting) -> None:
+    with behaving(seconds_to_in_service=60):
+        hosting.create("coming")
+        code, message = refusal(hosting.delete, name="coming")
+        assert (code, message.endswith("its status is CREATE_IN_PROGRESS.")) == ("ValidationException", True)
+    hosting.create("there")
+    assert hosting.status("there") == "InService"
+    with behaving(seconds_to_in_service=60):
+        hosting.sagemaker.update_inference_component_runtime_config(
+            InferenceComponentName=BASE, DesiredRuntimeConfig={"CopyCount": 1}
+        )
+        hosting.unchecked.update_inference_component(
+            InferenceComponentName="there",
+            Specification={
+                "BaseInferenceComponentName": BASE,
+                "Container": {"ArtifactUrl": hosting.put(key="other.tar.gz")},
+            },
+        )
+        assert "UPDATE_RC_IN_PROGRESS" in refusal(hosting.delete, name="there")[1]
+
+
+LORA = {"OPTION_ENABLE_LORA": "true", "OPTION_MAX_LORA_RANK": "8"}
+
+
+def on(base: str) -> dict[str, Any]:
+    return {"BaseInferenceComponentName": base, "Container": {"ArtifactUrl": "s3://releases/acme.tar.gz"}}
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank", "reason"),
+    [
+        (LORA, 8, None),
+        (LORA, 16, "LoRA rank 16 is greater than max_lora_rank 8."),
+        ({"OPTION_ENABLE_LORA": "true"}, 16, None),
+        ({"OPTION_ENABLE_LORA": "true"}, 32, "LoRA rank 32 is greater than max_lora_rank 16."),
+        ({"OPTION_ENABLE_LORA": "false"}, 8, "LoRA is not enabled."),
+        ({"OPTION_MAX_MODEL_LEN": "8192"}, 8, "LoRA is not enabled."),
+    ],
+)
+def test_the_container_serves_the_adapters_that_it_was_started_for(
+    hosting: Hosting, environment: dict[str, str], rank: int, reason: str | None
+) -> None:
+    url = hosting.put(tarball(adapter_files(rank=rank)))
+    hosting.make_base("lmi", **environment)
+    hosting.create(url=url, Specification=on("lmi"))
+    described = hosting.describe()
+    assert described["InferenceComponentStatus"] == ("Failed" if reason else "InService")
+    assert (reason or "") in described.get("FailureReason", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"OPTION_MAX_LORA_RANK": "48"}, "max_lora_rank (48) must be one of"),
+        ({"OPTION_MAX_LORAS": "0"}, "max_loras (0) must be greater"),
+        ({"OPTION_MAX_LORAS": "8", "OPTION_MAX_CPU_LORAS": "4"}, "max_cpu_loras (4) must be greater than or equal"),
+    ],
+)
+def test_a_container_with_options_that_the_engine_refuses_does_not_start(
+    hosting: Hosting, options: dict[str, str], reason: str
+) -> None:
+    hosting.make_base("lmi", **LORA | options)
+    described = hosting.describe("lmi")
+    assert described["InferenceComponentStatus"] == "Failed"
+    assert reason in described["FailureReason"]
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_an_update_of_the_base_forgets_its_adapters_or_registers_them_anew(hosting: Hosting, forgets: bool) -> None:
+    hosting.make_base("lmi", **LORA)
+    hosting.create(Specification=on("lmi"))
+    before = hosting.text()
+    with behaving(base_update_forgets_adapters=forgets):
+        hosting.sagemaker.update_inference_component(
+            InferenceComponentName="lmi",
+            Specification={
+                "Container": {"Image": "djl-inference:next", "Environment": LORA},
+                "ComputeResourceRequirements": {"MinMemoryRequiredInMb": 4096},
+            },
+        )
+        assert hosting.status("lmi") == "InService"
+    assert hosting.status() == "InService", "as if nothing had happened"
+    if forgets:
+        code, message = refusal(hosting.invoke)
+        assert (code, "Adapter acme is not registered" in message) == ("ModelError", True)
+    else:
+        assert hosting.text() == before
+    hosting.delete()
+
+
+def test_a_base_without_copies_has_no_capacity_for_anybody(hosting: Hosting) -> None:
+    hosting.create()
+    for _ in range(2):
+        with behaving(no_capacity=True):
+            for name in ("acme", BASE):
+                code, message = refusal(hosting.invoke, component=name)
+                assert (code, "has no capacity to process this request" in message) == ("ValidationError", True)
+        assert hosting.text()
+    hosting.sagemaker.update_inference_component_runtime_config(
+        InferenceComponentName=BASE, DesiredRuntimeConfig={"CopyCount": 0}
+    )
+    assert "has no capacity" in refusal(hosting.invoke)[1]
+
+
+def test_a_component_can_be_made_to_fail_while_it_serves(hosting: Hosting) -> None:
+    hosting.create()
+    hosting.create("other")
+    with behaving(failed_components=("acme",)):
+        assert (hosting.status(), hosting.status("other")) == ("Failed", "InService")
+    assert hosting.status() == "Failed", "for good"
+    assert "Failed, not InService" in refusal(hosting.invoke)[1]
+    hosting.delete()
+
+
+def test_an_endpoint_is_described_without_what_is_not_set(hosting: Hosting) -> None:
+    described = hosting.sagemaker.describe_endpoint(EndpointName=ENDPOINT)
+    assert not {"DataCaptureConfig", "FailureReason", "LastDeploymentConfig"} & set(described)
+    assert all(value not in (None, {}, []) for value in described.values())

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from local.engines.stand_in import StandInEngine
 from local.hosting import lmi
 from local.hosting.errors import ContainerError
 from local.hosting.lmi import Handler
-from local.hosting.stand_in import StandInEngine
 from tests.adapters import good_tarball
 
 BOTH = pytest.mark.parametrize("handler", Handler)

@@ -1,4 +1,4 @@
-"""The training loop: what is learnt, in which order, and that whoever is interrupted loses nothing."""
+"""The training loop: what is trained on, in which order, and that whoever is interrupted loses nothing."""
 
 import dataclasses
 import os
@@ -107,18 +107,27 @@ def test_a_model_that_did_look_at_its_neighbour_would_be_caught(random_llama: Pa
 
 def test_each_epoch_has_every_example_once_in_an_order_of_its_own() -> None:
     examples = some_examples(50)
-    total, in_epoch = loop.steps_of(examples, QUICK)
-    steps = list(loop.schedule(examples, QUICK, 1))
-    assert len(steps) == total == 2 * in_epoch
+    schedule = loop.Schedule(examples, QUICK)
+    steps, in_epoch = list(schedule), schedule.steps_in_epoch
+    assert len(steps) == schedule.steps == 2 * in_epoch
     epochs = [list(chain(*chain(*steps[first : first + in_epoch]))) for first in (0, in_epoch)]
     assert all(sorted(one.ids for one in epoch) == sorted(one.ids for one in examples) for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert all(len(groups) <= QUICK.accumulation for groups in steps)
 
 
+def test_the_fullest_batches_come_first_and_later_epochs_are_in_random_order() -> None:
+    long = TokenizedExample(tuple(range(1, 200)), 190)
+    talkative = TokenizedExample(tuple(range(1, 61)), 1)
+    schedule = loop.Schedule([*some_examples(50), long, talkative], dataclasses.replace(QUICK, accumulation=1))
+    batches = [batch for (batch,) in schedule]
+    assert batches[:2] == [[long], [talkative]]
+    assert batches[schedule.steps_in_epoch : schedule.steps_in_epoch + 2] != batches[:2]
+
+
 def test_steps_end_the_training_sooner_or_later_than_epochs() -> None:
     for steps in (1, 30):
-        assert len(list(loop.schedule(some_examples(), dataclasses.replace(QUICK, steps=steps), 1))) == steps
+        assert len(list(loop.Schedule(some_examples(), dataclasses.replace(QUICK, steps=steps)))) == steps
 
 
 @pytest.mark.parametrize(
@@ -261,6 +270,23 @@ def test_a_damaged_checkpoint_is_told_in_words(random_llama: Path, tmp_path: Pat
         train(random_llama, tmp_path)
 
 
+def test_memory_that_does_not_suffice_shows_before_the_first_step(random_llama: Path, tmp_path: Path) -> None:
+    """The fullest batch is tried first, wherever it comes in the epoch."""
+    examples = [*some_examples(), TokenizedExample(tuple(range(1, 100)), 2)]
+    model = tuned(random_llama)
+    sizes: list[int] = []
+
+    def full_device(_module: Any, inputs: tuple[torch.Tensor]) -> None:
+        sizes.append(inputs[0].shape[1])
+        if sizes[-1] > 50:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.get_input_embeddings().register_forward_pre_hook(full_device)
+    with pytest.raises(torch.OutOfMemoryError):
+        loop.train(model, examples, QUICK, pad_id=PAD, folder=tmp_path, made_from="this")
+    assert len(sizes) == 1
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(random_llama: Path, tmp_path: Path) -> None:
     model = tuned(random_llama)
     with torch.no_grad():
@@ -288,7 +314,7 @@ def test_two_processes_make_the_adapter_of_one(random_llama: Path, tmp_path: Pat
         torch.testing.assert_close(first[name], alone[name], rtol=1e-3, atol=1e-5)
 
 
-def test_where_one_of_two_processes_is_told_to_stop_both_stop_after_the_same_step(
+def test_where_one_of_two_processes_is_asked_to_stop_both_stop_after_the_same_step(
     random_llama: Path, tmp_path: Path
 ) -> None:
     """The other one would wait for its gradients for ever."""
@@ -306,9 +332,9 @@ def test_where_one_of_two_processes_is_told_to_stop_both_stop_after_the_same_ste
         assert time.monotonic() < deadline
         time.sleep(0.01)
     second.terminate()
-    told = [one.communicate(timeout=60)[0].splitlines()[-1] for one in (first, second)]
+    printed = [one.communicate(timeout=60)[0].splitlines()[-1] for one in (first, second)]
     step = torch.load(tmp_path / loop.CHECKPOINT_FILE, weights_only=True)["step"]
-    assert told == [f"{step} {signal.SIGTERM.value}"] * 2
+    assert printed == [f"{step} {signal.SIGTERM.value}"] * 2
 
 
 def two_processes(program: str, *arguments: Path) -> "list[subprocess.Popen[str]]":

@@ -59,6 +59,11 @@ CASES = {
     "one example": examples_that_share(0, [7], [3]),
     "the same twice": examples_that_share(6, [4], [2]) * 2,
     "one prompt begins another": [TokenizedExample((1, 2, 3, 4), 3), TokenizedExample((1, 2, 3, 5, 6, 7, 8), 5)],
+    "chats of many lengths": [
+        TokenizedExample(tuple(range(1, 31)), 4, ((8, 12), (15, 25))),
+        TokenizedExample((1, 2, 3, 9, 5), 4),
+        TokenizedExample((1, 2, *range(20, 50), 3), 6, ((9, 30),)),
+    ],
     "no prompt": [TokenizedExample((1, 2, 3), 0), TokenizedExample((1, 2, 3, 4), 0)],
 }
 
@@ -67,7 +72,7 @@ CASES = {
 def test_rows_give_the_losses_and_gradients_of_a_padded_batch(name: str, model: Any) -> None:
     examples = CASES[name]
     base = model.get_base_model()
-    ours = packed.row_losses(base, packed.packed(examples, PAD), CPU)
+    ours = packed.row_losses(base, packed.packed(packed.Layout.of(examples), PAD), CPU)
     expected = answer_losses(base, padded(examples, PAD))
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients(model, ours), gradients(model, expected), rtol=1e-4, atol=1e-5)
@@ -82,14 +87,16 @@ def test_no_example_sees_another(model: Any) -> None:
         *(TokenizedExample((*examples[0].ids[:8], *one.ids[8:]), one.prompt_tokens) for one in others[1:]),
     ]
     with torch.no_grad():
-        before, after = (packed.row_losses(base, packed.packed(some, PAD), CPU) for some in (examples, others))
+        before, after = (
+            packed.row_losses(base, packed.packed(packed.Layout.of(some), PAD), CPU) for some in (examples, others)
+        )
     assert torch.equal(before[:3], after[:3])
     assert not torch.equal(before[3:], after[3:])
 
 
 def test_gradient_checkpointing_changes_nothing(model: Any) -> None:
     base = model.get_base_model()
-    rows = packed.packed(CASES["a long beginning"], PAD)
+    rows = packed.packed(packed.Layout.of(CASES["a long beginning"]), PAD)
     expected = gradients(model, packed.row_losses(base, rows, CPU))
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.testing.assert_close(gradients(model, packed.row_losses(base, rows, CPU)), expected)
@@ -98,22 +105,22 @@ def test_gradient_checkpointing_changes_nothing(model: Any) -> None:
 
 def test_a_beginning_is_computed_once_and_nothing_is_padding() -> None:
     examples = examples_that_share(20, [5, 1, 3, 9], [2, 2, 1, 4])
-    rows = packed.packed(examples, PAD)
+    rows = packed.packed(packed.Layout.of(examples), PAD)
     assert rows.input_ids.shape == (1, 20 + sum(len(one.ids) - 1 - 20 for one in examples))
     assert PAD not in rows.input_ids
     assert (rows.labels != -100).sum() == sum(one.answer_tokens for one in examples)
 
 
 def test_rows_are_not_longer_than_they_may_be() -> None:
-    rows = packed.packed(CASES["several rows"], PAD)
+    rows = packed.packed(packed.Layout.of(CASES["several rows"]), PAD)
     assert rows.input_ids.shape[0] > 1
     assert rows.input_ids.shape[1] <= packed.ROW_TOKENS
 
 
 def test_rows_are_taken_where_they_save_and_every_layer_heeds_their_mask() -> None:
-    assert packed.saves(CASES["a long beginning"])
-    assert not packed.saves(examples_that_share(0, [30] * 4, [2] * 4))
-    assert not packed.saves(CASES["one example"])
+    assert packed.Layout.of(CASES["a long beginning"]).saves
+    assert not packed.Layout.of(examples_that_share(0, [30] * 4, [2] * 4)).saves
+    assert not packed.Layout.of(CASES["one example"]).saves
 
     def takes(config: Any, attention: str = "sdpa") -> bool:
         config._attn_implementation = attention

@@ -22,7 +22,9 @@ from loradrop_cli.main import main
 from loradrop_cli.push import PART_BYTES, _meaning
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
 
-from .conftest import ENDPOINT, TABLE, Stack
+from .conftest import BASE, ENDPOINT
+from .test_client import KEYS as REGISTRY_KEYS
+from .test_client import TABLE
 
 ROOT = Path(__file__).parents[2]
 PARAMETERS = {
@@ -67,8 +69,9 @@ def states() -> Any:
 
 
 @pytest.fixture
-def shop(stack: Stack, states: Any, monkeypatch: pytest.MonkeyPatch) -> Stack:
+def shop(stack: Any, states: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     make_stack(states)
+    stack.dynamodb.create_table(TableName=TABLE, BillingMode="PAY_PER_REQUEST", **REGISTRY_KEYS)
     monkeypatch.setenv("LORADROP_STACK", "shop")
     return stack
 
@@ -80,7 +83,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def uploaded(stack: Stack) -> list[str]:
+def uploaded(stack: Any) -> list[str]:
     return [one["Key"] for one in stack.s3.list_objects_v2(Bucket="uploads").get("Contents", [])]
 
 
@@ -94,7 +97,7 @@ def push(*arguments: str | Path) -> int:
 # What is uploaded
 
 
-def test_a_tarball_is_uploaded_as_it_is(shop: Stack, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tarball_is_uploaded_as_it_is(shop: Any, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert push(file, "--no-wait") == 0
     stored = shop.s3.get_object(Bucket="uploads", Key="adapters/acme.tar.gz", ChecksumMode="ENABLED")
     assert stored["Body"].read() == file.read_bytes()
@@ -107,7 +110,7 @@ def test_a_tarball_is_uploaded_as_it_is(shop: Stack, file: Path, capsys: pytest.
 
 
 def test_a_large_tarball_goes_in_parts_each_with_its_checksum(
-    shop: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = tarball(adapter_files() | {"README.md": random.Random(0).randbytes(2 * PART_BYTES + 1000)})
     path = tmp_path / "large.tar.gz"
@@ -123,7 +126,7 @@ def test_a_large_tarball_goes_in_parts_each_with_its_checksum(
     assert head["ChecksumSHA256"].partition("-")[0] == expected  # moto leaves out the number of parts
 
 
-def test_a_folder_is_packaged_as_package_does(shop: Stack, tmp_path: Path) -> None:
+def test_a_folder_is_packaged_as_package_does(shop: Any, tmp_path: Path) -> None:
     folder = tmp_path / "globex"
     folder.mkdir()
     for name, data in (adapter_files() | {"training_args.bin": b"pickle"}).items():
@@ -144,14 +147,14 @@ def test_a_folder_is_packaged_as_package_does(shop: Stack, tmp_path: Path) -> No
     ],
 )
 def test_the_name_is_the_files_unless_it_is_given(
-    shop: Stack, tmp_path: Path, path: str, arguments: list[str], key: str
+    shop: Any, tmp_path: Path, path: str, arguments: list[str], key: str
 ) -> None:
     (tmp_path / path).write_bytes(good_tarball())
     assert push(tmp_path / path, *arguments, "--no-wait") == 0
     assert uploaded(shop) == [f"adapters/{key}.tar.gz"]
 
 
-def test_a_link_has_the_name_that_it_shows(shop: Stack, file: Path, tmp_path: Path) -> None:
+def test_a_link_has_the_name_that_it_shows(shop: Any, file: Path, tmp_path: Path) -> None:
     link = tmp_path / "globex.tar.gz"
     link.symlink_to(file)
     assert push(link, "--no-wait") == 0
@@ -163,7 +166,7 @@ def test_a_link_has_the_name_that_it_shows(shop: Stack, file: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_what_is_rejected_is_not_uploaded(
-    shop: Stack, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+    shop: Any, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "acme.tar.gz"
     path.write_bytes(wrapped_tarball())
@@ -180,18 +183,18 @@ def test_what_is_rejected_is_not_uploaded(
 
 
 def test_a_folder_without_an_adapter_points_at_the_one_below(
-    shop: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shop: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inner = tmp_path / "run" / "checkpoint-500"
     inner.mkdir(parents=True)
     for name, data in adapter_files().items():
         (inner / name).write_bytes(data)
     assert push(tmp_path / "run") == 1
-    assert f"An adapter lies in {inner}" in capsys.readouterr().out
+    assert f"There is an adapter in {inner}" in capsys.readouterr().out
 
 
-def test_the_stacks_own_rules_are_judged_by(
-    stack: Stack, states: Any, file: Path, capsys: pytest.CaptureFixture[str]
+def test_the_stacks_own_rules_are_applied(
+    stack: Any, states: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_stack(states, MaxLoraRank="1")
     assert push(file, "--stack", "shop") == 1
@@ -201,23 +204,23 @@ def test_the_stacks_own_rules_are_judged_by(
 
 
 def test_a_profile_that_only_the_stack_has_is_asked_for(
-    stack: Stack, states: Any, file: Path, capsys: pytest.CaptureFixture[str]
+    stack: Any, states: Any, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_stack(states, BaseProfile="mine")
     assert push(file, "--stack", "shop") == 2
     said = capsys.readouterr().err
-    assert "The stack shop judges by the profile 'mine'" in said
+    assert "The stack shop validates for the profile 'mine'" in said
     assert "with --base" in said
 
 
 def test_a_tarball_above_the_stacks_limit_is_not_uploaded(
-    stack: Stack, states: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stack: Any, states: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_stack(states, MaxUploadMegabytes="1")
     path = tmp_path / "acme.tar.gz"
     path.write_bytes(tarball(adapter_files() | {"README.md": random.Random(0).randbytes(1_000_000)}))
     assert push(path, "--stack", "shop") == 1
-    assert "the stack shop takes at most 1,000,000 (its parameter MaxUploadMegabytes)" in capsys.readouterr().out
+    assert "the stack shop allows at most 1,000,000 (its parameter MaxUploadMegabytes)" in capsys.readouterr().out
     assert uploaded(stack) == []
 
 
@@ -227,21 +230,21 @@ def test_a_tarball_above_the_stacks_limit_is_not_uploaded(
         (["missing.tar.gz"], "missing.tar.gz: No such file"),
         (
             ["out/sentiment/adapter.tar.gz"],
-            "is called as every trained adapter is. Choose the name that it goes live under",
+            "has the name of every trained adapter. Choose a name",
         ),
         (["/dev/null"], "/dev/null is neither a file nor a folder"),
         (["README.md", "--name", "two words"], "'two words' is no adapter name. Allowed: letters"),
-        (["README.md", "--name", "a" * 129], "Choose one with --name."),
+        (["README.md", "--name", "a" * 129], "Choose a name with --name NAME."),
         (["README.md", "--stack", "none"], "There is no stack 'none' in us-east-1"),
         (["README.md", "--base", "llama-9"], "There is no profile"),
         (["README.md", f"{ESCAPE}[31m"], "unrecognized arguments"),
-        (["README.md", "--timeout", "nan"], "'nan' is no number of seconds"),
-        (["README.md", "--timeout", "soon"], "'soon' is no number of seconds"),
+        (["README.md", "--timeout", "nan"], "'nan' is not a number of seconds"),
+        (["README.md", "--timeout", "soon"], "'soon' is not a number of seconds"),
         (["README.md", "--na", "acme"], "unrecognized arguments"),
     ],
 )
 def test_wrong_usage_exits_2_with_a_sentence(
-    shop: Stack, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shop: Any, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert push(*arguments) == 2
@@ -303,7 +306,7 @@ def event(version: str) -> str:
     return json.dumps({"detail": {"object": {"key": "adapters/acme.tar.gz", "version-id": version}}})
 
 
-def test_the_execution_is_found_by_the_version_that_started_it(stack: Stack, states: Any) -> None:
+def test_the_execution_is_found_by_the_version_that_started_it(stack: Any, states: Any) -> None:
     machine = make_stack(states)
 
     def start(given: str) -> str:
@@ -327,8 +330,8 @@ def test_the_execution_is_found_by_the_version_that_started_it(stack: Stack, sta
 # How it is followed
 
 
-def step(state: str, entered: float, left: float | None = None, looks: int = 1) -> Step:
-    return Step(state, entered, left, looks)
+def step(state: str, entered: float, left: float | None = None, polls: int = 1) -> Step:
+    return Step(state, entered, left, polls)
 
 
 WAITING = Execution(
@@ -366,7 +369,7 @@ def test_where_there_is_no_terminal_each_state_is_a_line_once_it_is_left() -> No
     assert watched(stream, WAITING, WAITING, ENDED) is ENDED
     assert stream.getvalue().splitlines() == [
         "    0.0 s  ✓ ClaimUpload              1.0 s",
-        "    1.0 s  ✓ WaitForInService         3.0 s, 3 looks",
+        "    1.0 s  ✓ WaitForInService         3.0 s, 3 polls",
         "    4.0 s  ✓ AdapterDeployed          0.0 s",
         "SUCCEEDED after 4.0 s",
     ]
@@ -378,7 +381,7 @@ def test_on_a_terminal_the_state_that_it_is_in_is_rewritten(monkeypatch: pytest.
     watched(stream, WAITING, WAITING, ENDED)
     shown = [line.rpartition("\r\x1b[K")[2] for line in stream.getvalue().split("\n")]
     assert shown[1].startswith("    1.0 s  ✓ WaitForInService")
-    assert stream.getvalue().count("▸ WaitForInService         2.0 s, 2 looks") == 2
+    assert stream.getvalue().count("▸ WaitForInService         2.0 s, 2 polls") == 2
 
 
 def test_what_failed_is_marked_and_the_deadline_ends_the_watch() -> None:
@@ -397,10 +400,9 @@ def test_what_failed_is_marked_and_the_deadline_ends_the_watch() -> None:
         (replace(ENDED, output={"outcome": "superseded"}), 3, Outcome.SUPERSEDED),
         (replace(ENDED, status="FAILED", error="AdapterRejected"), 1, Outcome.REJECTED),
         (replace(ENDED, status="FAILED", error="DeploymentFailed"), 3, Outcome.FAILED),
-        (replace(ENDED, status="FAILED", error="OutcomeNotReported"), 3, Outcome.FAILED),
-        (replace(ENDED, status="FAILED", error="PreviousNotRetired"), 0, Outcome.DEPLOYED),
-        (replace(ENDED, status="TIMED_OUT"), 3, Outcome.FAILED),
-        (replace(ENDED, status="ABORTED"), 3, Outcome.FAILED),
+        (replace(ENDED, status="FAILED", error="OutcomeNotReported"), 3, None),
+        (replace(ENDED, status="TIMED_OUT"), 3, None),
+        (replace(ENDED, status="ABORTED"), 3, None),
         (WAITING, 3, None),
     ],
     ids=lambda value: f"{value.status} {value.error}" if isinstance(value, Execution) else str(value),
@@ -413,15 +415,16 @@ def test_every_end_has_an_exit_code(execution: Execution, code: int, outcome: Ou
 
 
 @pytest.fixture
-def live(shop: Stack) -> None:
+def live(shop: Any) -> None:
     """acme is live."""
     shop.s3.put_object(Bucket="releases", Key="acme.tar.gz", Body=good_tarball())
     shop.sagemaker.create_inference_component(
         InferenceComponentName="acme-1",
         EndpointName=ENDPOINT,
-        Specification={"BaseInferenceComponentName": "base", "Container": {"ArtifactUrl": "s3://releases/acme.tar.gz"}},
+        Specification={"BaseInferenceComponentName": BASE, "Container": {"ArtifactUrl": "s3://releases/acme.tar.gz"}},
     )
-    item = {"adapter": {"S": "acme"}, "live": {"M": {"component": {"S": "acme-1"}}}}
+    live = {"M": {"component": {"S": "acme-1"}, "endpoint": {"S": ENDPOINT}}}
+    item = {"adapter": {"S": "acme"}, "record": {"S": "state"}, "live": live}
     shop.dynamodb.put_item(TableName=TABLE, Item=item)
 
 
@@ -463,9 +466,9 @@ def test_a_prompt_that_is_no_text_is_told_so() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["acme", " "], 2, "the text is empty"),
-        (["acme", "Hello", "--raw", "--system", "x"], 2, "--system goes with a chat message"),
-        (["nobody", "Hello"], 2, "No component of the adapter 'nobody' is live"),
+        (["acme", " "], 2, "The text is empty"),
+        (["acme", "Hello", "--raw", "--system", "x"], 2, "--system does not go with --raw"),
+        (["nobody", "Hello"], 2, "The adapter 'nobody' is not live"),
         (["acme", "Hello", "--stack", "none"], 2, "There is no stack 'none'"),
         (["acme", "Hello", "--max-tokens", "0"], 3, "max_tokens must be a whole number of at least 1"),
     ],

@@ -1,10 +1,19 @@
-"""Recipes: what is read, and what a person is told about a wrong one."""
+"""Recipes: what is read, and what a wrong one reports."""
 
 from pathlib import Path
 
 import pytest
 
-from loradrop_training.recipe import MODULES, Recipe, RecipeError, keys, read_recipe, recipe_document
+from loradrop_training.recipe import (
+    MODULES,
+    Recipe,
+    RecipeError,
+    find_recipe,
+    keys,
+    read_recipe,
+    recipe_document,
+    shipped_recipes,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted((REPOSITORY / "training" / "loradrop_training" / "recipes").glob("*.yaml"))
@@ -35,7 +44,7 @@ def problems(tmp_path: Path, text: str) -> list[str]:
 
 def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     recipe = read(tmp_path, GOOD)
-    assert (recipe.lora.rank, recipe.lora.modules, recipe.optimisation.precision) == (16, MODULES, "auto")
+    assert (recipe.lora.rank, recipe.lora.modules, recipe.optimisation.dtype) == (16, MODULES, "auto")
     assert recipe.data.labels is None
 
 
@@ -95,7 +104,7 @@ def test_the_data_of_each_recipe_is_there(file: Path) -> None:
         (("output: out", "output: out\noptimisation: {steps: -1}"), ", line 10: optimisation.steps is -1; it must be at least 1."),
     ],
 )  # fmt: skip
-def test_a_problem_is_told_with_its_line_and_what_is_allowed(
+def test_a_problem_is_reported_with_its_line_and_what_is_allowed(
     tmp_path: Path, change: tuple[str, str], problem: str
 ) -> None:
     assert change[0] in GOOD
@@ -103,7 +112,7 @@ def test_a_problem_is_told_with_its_line_and_what_is_allowed(
     assert problem in found
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("name: acme\n", "").replace("  model: tiny\n", "") + "lora: {rank: x, alpha: y}\n"
     assert len(problems(tmp_path, text)) == 4
 
@@ -119,11 +128,11 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("a: !!python/object/apply:os.system [ls]", "there is no key a"),
     ],
 )
-def test_what_is_no_recipe_is_told_in_words(tmp_path: Path, text: str, problem: str) -> None:
+def test_what_is_no_recipe_is_reported_in_words(tmp_path: Path, text: str, problem: str) -> None:
     assert problem in "".join(problems(tmp_path, text))
 
 
-def test_a_file_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported_in_words(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="No such file"):
         read_recipe(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("name: café".encode("latin-1"))
@@ -141,3 +150,18 @@ def test_every_key_is_documented() -> None:
 
 def test_the_document_is_made_from_the_keys() -> None:
     assert (REPOSITORY / "docs" / "recipe.md").read_text() == recipe_document()
+
+
+def test_a_shipped_recipe_is_found_by_its_name_and_a_file_of_that_name_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert set(shipped_recipes()) == {file.stem for file in RECIPES}
+    assert read_recipe(find_recipe(Path("sentiment-tiny"))).name == "sentiment"
+    (tmp_path / "sentiment-tiny").write_text(GOOD)
+    assert read_recipe(find_recipe(Path("sentiment-tiny"))).name == "acme"
+
+
+def test_a_name_that_is_neither_a_file_nor_a_recipe_names_the_recipes(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="sentiment-tiny"):
+        find_recipe(tmp_path / "sentimnet-tiny")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from loradrop.archive import Body
 from loradrop.policy import DEFAULT_POLICY
 from loradrop.problems import ProblemCode, Problems
-from loradrop.safetensors import Weights, read_weights
+from loradrop.safetensors import Float, Weights, _ZeroRuns, is_sample_usual, read_weights
 from loradrop.stream import ByteSource
 from tests.adapters import safetensors_file
 
@@ -303,10 +303,43 @@ def test_zeros_are_seen_through_signs_and_pieces(dtype: str, piece: int) -> None
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=30), st.integers(1, 200))
 @example([3.3895314e38, -3.3895314e38], 4)
-def test_any_float32_is_judged_as_torch_does(values: list[float], piece: int) -> None:
+def test_any_float32_is_read_as_torch_does(values: list[float], piece: int) -> None:
     data = struct.pack(f"<{len(values)}f", *values)
     tensor = torch.frombuffer(bytearray(data), dtype=torch.float32)
     weights, _ = read(file_of("F32", data, 4), piece)
     assert weights is not None
     assert ("a" in weights.not_finite) is not bool(tensor.to(torch.bfloat16).isfinite().all())
     assert ("a" in weights.zero) is not bool(tensor.any())
+
+
+@pytest.mark.parametrize("sizes", [(10_000,), (1, 9_999), (2_047, 1, 2_048, 5_904), (4_000, 6_000)])
+@pytest.mark.parametrize(
+    ("data", "counted"),
+    [
+        (b"\1" + bytes(2_048) + b"\1" * 7_951, 2_048),
+        (b"\1" + bytes(2_047) + b"\1" * 7_952, 0),
+        (bytes(3_000) + b"\1" * 4_000 + bytes(3_000), 6_000),
+        ((bytes(2_049) + b"\1") * 4 + b"\1" * 1_800, 4 * 2_049),
+        (b"\1" * 10_000, 0),
+        (bytes(10_000), 10_000),
+    ],
+)
+def test_long_runs_of_zeros_are_counted_however_a_tensor_is_cut(
+    data: bytes, counted: int, sizes: tuple[int, ...]
+) -> None:
+    runs, begin = _ZeroRuns(), 0
+    for size in sizes:
+        runs.add(data[begin : begin + size])
+        begin += size
+    assert runs.total_bytes() == counted
+
+
+def test_the_sample_of_magnitudes_does_not_depend_on_the_cut() -> None:
+    layout = Float(2, 0x7FFF, 0x7F80, (0x7F,), bytes(range(0x44)) + bytes(range(0x80, 0xC4)))
+    data = bytearray(struct.pack("<H", 0x3F80) * 100)  # 1.0
+    data[2 * 32 : 2 * 33] = struct.pack("<H", 0xE000)  # far below -512, the third of the sample
+    for cut in range(101):
+        head, tail = bytes(data[: 2 * cut]), bytes(data[2 * cut :])
+        assert not (is_sample_usual(head, layout, 0) and is_sample_usual(tail, layout, cut))
+    data[2 * 32 : 2 * 33] = struct.pack("<H", 0xC380)  # -256
+    assert is_sample_usual(bytes(data), layout, 0)

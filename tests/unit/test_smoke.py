@@ -1,5 +1,8 @@
 import json
+import math
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from loradrop.smoke import (
     SmokePrompt,
     SmokePromptsInvalidError,
     compare,
+    health_problem,
     meets_expectation,
     parse_answer,
     parse_smoke_prompts,
@@ -27,16 +31,16 @@ def test_prompts_are_read_line_by_line() -> None:
         ("nonsense", "line 1: not JSON"),
         ("[1]", "line 1: a JSON list"),
         ("[" * 100_00 + "]" * 100_00, "line 1"),
-        ('{"inputs": ""}', "'inputs' must be a text"),
-        ('{"inputs": 3}', "'inputs' must be a text"),
+        ('{"inputs": ""}', "'inputs' must be a string"),
+        ('{"inputs": 3}', "'inputs' must be a string"),
         ('{"inputs": "\\ud800"}', "surrogate"),
         ('{"inputs": "a", "parameters": {"adapters": "x"}}', "only max_new_tokens, stop"),
         ('{"inputs": "a", "parameters": []}', "'parameters' must be an object"),
         ('{"inputs": "a", "parameters": {"max_new_tokens": 1e9}}', "'max_new_tokens'"),
         ('{"inputs": "a", "parameters": {"max_new_tokens": true}}', "'max_new_tokens'"),
         ('{"inputs": "a", "parameters": {"stop": "x"}}', "'stop' must be a list"),
-        ('{"inputs": "a", "expect": 1}', "'expect' must be a text"),
-        ('{"inputs": "a", "expect": "/(/"}', "no regular expression"),
+        ('{"inputs": "a", "expect": 1}', "'expect' must be a string"),
+        ('{"inputs": "a", "expect": "/(/"}', "not a regular expression"),
         ("", "holds 0 prompts"),
     ],
 )
@@ -89,6 +93,37 @@ def test_a_pattern_that_backtracks_without_end_is_given_up() -> None:
     assert time.monotonic() - started < 10
 
 
+# 480 characters that take half a second to compile, and sixteen that differ.
+DEAR = ["(?i)" + f"[\0-{chr(0xFFFF - number)}]" * 95 for number in range(16)]
+
+
+def test_patterns_that_are_dear_to_compile_are_bounded_together() -> None:
+    re.purge()
+    lines = "\n".join(json.dumps({"inputs": "x", "expect": f"/{pattern}/"}) for pattern in DEAR)
+    started = time.monotonic()
+    with pytest.raises(SmokePromptsInvalidError, match="take more than 1 s to compile"):
+        parse_smoke_prompts(lines.encode())
+    assert time.monotonic() - started < 3
+
+
+def test_compiling_counts_into_the_time_of_a_match() -> None:
+    pattern = "(?i)" + "|".join(pattern.removeprefix("(?i)") for pattern in DEAR)
+    re.purge()
+    started = time.monotonic()
+    assert not meets_expectation("x", f"/{pattern}/")
+    assert time.monotonic() - started < 3
+
+
+def test_smoke_prompts_are_read_in_any_thread() -> None:
+    with ThreadPoolExecutor(1) as threads:
+        (prompt,) = threads.submit(parse_smoke_prompts, b'{"inputs": "x", "expect": "/y/"}').result()
+        assert threads.submit(meets_expectation, "y", prompt.expect).result()
+
+
+def test_a_byte_order_mark_is_read_over() -> None:
+    assert parse_smoke_prompts(b'\xef\xbb\xbf{"inputs": "Hi"}\r\n') == (SmokePrompt("Hi"),)
+
+
 def answer(*logprobs: float, tokens: str = "abc") -> Answer:
     return Answer("".join(tokens[: len(logprobs)]), tuple(tokens[: len(logprobs)]), logprobs)
 
@@ -110,6 +145,9 @@ BASE = answer(-1.0, -2.0, -0.5)
         (answer(-1.0, -2.0, -0.5, tokens="xyz"), answer(-1.0, -2.0, -0.5, tokens="abx"), True),
         (Answer("other"), BASE, True),
         (Answer("abc"), BASE, False),
+        (answer(math.nan, math.nan, math.nan, tokens="!!!"), BASE, False),
+        (answer(-1.0, -math.inf, tokens="xy"), BASE, False),
+        (answer(-1.0, -2.0, -0.6), answer(math.nan, -2.0, -0.5), False),
     ],
 )
 def test_an_adapter_differs_by_more_than_the_base_from_itself(
@@ -124,6 +162,26 @@ def test_answers_of_both_of_the_containers_handlers_are_read() -> None:
         assert parse_answer(json.dumps(body).encode()) == Answer("hi", ("hi",), (-0.25,))
     assert parse_answer(b'{"generated_text": "hi"}') == Answer("hi")
     assert parse_answer(b'[{"generated_text": "hi", "details": null}]') == Answer("hi")
+
+
+@pytest.mark.parametrize("said", ["NaN", "-Infinity", "null", '"NaN"'])
+def test_an_answer_that_was_not_computed_in_numbers_proves_no_health(said: str) -> None:
+    read = parse_answer(
+        f'{{"generated_text": "!!", "details": {{"tokens": [{{"text": "!", "logprob": {said}}}]}}}}'.encode()
+    )
+    assert "not finite" in (health_problem(read) or "")
+    assert not compare(read, BASE, BASE).differs
+
+
+def test_one_token_again_and_again_is_garbage_and_a_short_repetition_is_not() -> None:
+    assert health_problem(answer(*[-0.1] * 32, tokens="!" * 32)) is not None
+    assert health_problem(answer(*[-0.1] * 4, tokens="ha" * 2)) is None
+    assert health_problem(Answer("text alone")) is None
+
+
+@pytest.mark.parametrize("details", ['"none"', "[]", '{"tokens": 3}', '{"tokens": ["a"]}', '{"tokens": null}'])
+def test_details_of_another_form_are_no_log_probabilities(details: str) -> None:
+    assert parse_answer(f'{{"generated_text": "hi", "details": {details}}}'.encode()) == Answer("hi")
 
 
 @pytest.mark.parametrize(

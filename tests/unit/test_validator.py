@@ -1,4 +1,4 @@
-"""The judge against every problem code: one change to a good adapter that PEFT made, and the problem that it makes."""
+"""The validator against every problem code: one change to a good adapter that PEFT made, and the problem that it makes."""
 
 import dataclasses
 import gzip
@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from loradrop import rendering
 from loradrop.policy import DEFAULT_POLICY, MIB, Policy
-from loradrop.problems import Consequence, ProblemCode, Severity
+from loradrop.problems import Consequence, Fix, FixKind, ProblemCode, Severity
 from loradrop.profile import load_profile
-from loradrop.report import MAX_REPORT_BYTES, Report
+from loradrop.validation_report import MAX_REPORT_BYTES, ValidationReport
 from loradrop.validator import validate
 from tests.adapters import Tensors, safetensors_file, tarball, tensors_of, weights_file
-from tests.hostile import gzipped, pax, tar_end, tar_member
+from tests.hostile import deflate_blocks, gzipped, pax, tar_end, tar_member
 from tests.peft_adapters import good_adapter
 
 ROOT = Path(__file__).parents[2]
@@ -29,19 +30,21 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.0"
 Q_A, Q_B = f"{LAYER}.self_attn.q_proj.lora_A.weight", f"{LAYER}.self_attn.q_proj.lora_B.weight"
 
+UP_B = f"{LAYER}.mlp.up_proj.lora_B.weight"
+
 Files = dict[str, bytes]
 Change = Callable[[Files], Files | bytes]
 
 
-def judged(files: Files | bytes, *, engine: str = "0.26.0", policy: Policy = DEFAULT_POLICY) -> Report:
+def validated(files: Files | bytes, *, engine: str = "0.26.0", policy: Policy = DEFAULT_POLICY) -> ValidationReport:
     body = files if isinstance(files, bytes) else tarball(files)
     report = validate(io.BytesIO(body), dataclasses.replace(PROFILE, engine_version=engine), policy)
     json.dumps(report.to_dict(), allow_nan=False).encode()
-    report.summary().encode()
+    rendering.plain(report.problems, report.warnings).encode()
     return report
 
 
-def codes(report: Report) -> set[str]:
+def codes(report: ValidationReport) -> set[str]:
     return {problem.code.name for problem in report.problems}
 
 
@@ -151,8 +154,13 @@ ROWS = [
         lambda files: tarball({"0": bytes(40 * MIB), **files}),
         "more than 100 times",
     ),
+    Row(
+        C.COMPRESSION_WASTEFUL,
+        lambda files: deflate_blocks("stored", 300_000) + tarball(files)[10:],
+        " compressed bytes unpack to ",
+    ),
     Row(C.UNPACKED_TOO_LARGE, packed(bytes), "limit of 9999 bytes", policy=Policy(max_unpacked_bytes=9999)),
-    Row(C.NOT_TAR, lambda files: gzipped(files[CONFIG]), "holds no tar archive but a JSON text"),
+    Row(C.NOT_TAR, lambda files: gzipped(files[CONFIG]), "is not a tar archive: it is JSON"),
     Row(C.TAR_CORRUPT, plain(lambda tar: tar_member("a") + b"x" * 512 + tar), "checksum is wrong"),
     Row(C.TAR_TRUNCATED, lambda files: gzipped(tar_member("a", b"1")), "without its end mark"),
     Row(C.TAR_HIDDEN_DATA, plain(lambda tar: tar + tar), "follows the archive's end mark"),
@@ -165,17 +173,19 @@ ROWS = [
     Row(C.MEMBER_NAME_UNSAFE, file("../evil"), "`..` part", "../evil"),
     Row(C.MEMBER_NAME_DUPLICATE, file("readme.MD"), "called readme.MD"),
     Row(C.TOO_MANY_MEMBERS, packed(bytes), "more than 2 members", policy=Policy(max_members=2)),
-    Row(C.CONFIG_FILE_MISSING, without(CONFIG), f"no {CONFIG} at its root; it has README.md", CONFIG),
-    Row(C.WEIGHTS_FILE_MISSING, without(WEIGHTS), f"no {WEIGHTS} at its root; it has README.md", WEIGHTS),
+    Row(C.CONFIG_FILE_MISSING, without(CONFIG), f"no {CONFIG} at its root. It has README.md", CONFIG),
+    Row(C.WEIGHTS_FILE_MISSING, without(WEIGHTS), f"no {WEIGHTS} at its root. It has README.md", WEIGHTS),
     Row(C.WRAPPING_FOLDER, moved("my adapter"), "inside the folder my adapter", "my adapter"),
-    Row(C.SUBFOLDER, file("checkpoint-10/README.md"), "checkpoint-10/README.md lies in a folder"),
+    Row(C.SUBFOLDER, file("checkpoint-10/README.md"), "checkpoint-10/README.md is in a folder"),
     Row(C.PICKLE_FILE, file("Training_Args.BIN"), "is a pickle", "Training_Args.BIN"),
-    Row(C.CODE_FILE, file("model.py"), "would be run", "model.py"),
+    Row(C.CODE_FILE, file("model.py"), "is code", "model.py"),
+    Row(C.OTHER_WEIGHTS, file("new_embeddings.safetensors"), "other weights", "new_embeddings.safetensors"),
+    Row(C.EXTRA_FILE, file(".env", b"SECRET=1"), "not one of an adapter's usual files", ".env"),
     Row(C.MACOS_FILES, file("._adapter_config.json"), "macOS", "._adapter_config.json"),
     Row(C.SMOKE_PROMPTS_INVALID, file("smoke.jsonl", b"[]"), "line 1", "smoke.jsonl"),
     Row(C.CONFIG_TOO_LARGE, config(padding="x" * 300_000), "at most 262144 are read", CONFIG),
     Row(C.CONFIG_NOT_JSON, config_text(b"\xef\xbb\xbf{}"), "byte order mark", CONFIG),
-    Row(C.CONFIG_DUPLICATE_KEY, lambda files: config_text(b'{"r":4,' + files[CONFIG][1:])(files), '"r" stands twice'),
+    Row(C.CONFIG_DUPLICATE_KEY, lambda files: config_text(b'{"r":4,' + files[CONFIG][1:])(files), '"r" occurs twice'),
     Row(C.CONFIG_KEY_MISSING, config(target_modules=...), "no 'target_modules'", "target_modules"),
     Row(C.RANK_INVALID, config(r=4.5), "r is 4.5", "r"),
     Row(C.RANK_TOO_HIGH, config(r=32), "takes at most 16", "r", also=(C.SHAPE_MISMATCH,)),
@@ -184,7 +194,7 @@ ROWS = [
     Row(C.LORA_BIAS_UNSUPPORTED, config(lora_bias=True), "lora_bias is true", "lora_bias"),
     Row(C.DORA_UNSUPPORTED, config(use_dora=True), "use_dora is true", "use_dora"),
     Row(C.MODULES_TO_SAVE_UNSUPPORTED, config(modules_to_save=["lm_head"]), '["lm_head"]', "modules_to_save"),
-    Row(C.PATTERN_UNSUPPORTED, config(alpha_pattern={"q_proj": 8}), "ignores them", "alpha_pattern"),
+    Row(C.PATTERN_UNSUPPORTED, config(alpha_pattern={"q_proj": 4}), "ignores patterns"),
     Row(C.INIT_ALTERS_BASE, config(init_lora_weights="pissa_niter_4"), "pissa_niter_4", "init_lora_weights"),
     Row(C.FEATURE_UNSUPPORTED, config(layer_replication=[[0, 2]]), "layer_replication", "layer_replication"),
     Row(C.PEFT_TYPE_UNSUPPORTED, config(peft_type="LOHA"), 'peft_type is "LOHA"', "peft_type"),
@@ -192,10 +202,11 @@ ROWS = [
     Row(C.BASE_MODEL_DIFFERS, config(base_model_name_or_path="/tmp/mine"), '"/tmp/mine"', "base_model_name_or_path"),
     Row(C.SCALING_UNUSUAL, config(lora_alpha=4096), "scaled by 1024", "lora_alpha"),
     Row(C.SAFETENSORS_TOO_SHORT, file(WEIGHTS, b"version"), "has 7 bytes", WEIGHTS),
-    Row(C.SAFETENSORS_HEADER_TOO_LARGE, file(WEIGHTS, b"version https://git-lfs"), "declares a header of", WEIGHTS),
+    Row(C.SAFETENSORS_OTHER_FORMAT, file(WEIGHTS, b"version https://git-lfs.g"), "is a Git LFS pointer", WEIGHTS),
+    Row(C.SAFETENSORS_HEADER_TOO_LARGE, file(WEIGHTS, b"somebody's notes"), "declares a header of", WEIGHTS),
     Row(C.SAFETENSORS_HEADER_INVALID, header_text(lambda text: b" " + text), "opening brace", WEIGHTS),
-    Row(C.SAFETENSORS_DUPLICATE_KEY, header_text(first_tensor_twice), "stands twice", WEIGHTS),
-    Row(C.SAFETENSORS_METADATA_INVALID, header(lambda all_: all_ | {"__metadata__": {"n": 1}}), "texts"),
+    Row(C.SAFETENSORS_DUPLICATE_KEY, header_text(first_tensor_twice), "occurs twice", WEIGHTS),
+    Row(C.SAFETENSORS_METADATA_INVALID, header(lambda all_: all_ | {"__metadata__": {"n": 1}}), "strings"),
     Row(C.SAFETENSORS_TENSOR_INVALID, tensor_entry(extra=1), '"extra"', Q_A),
     Row(C.SAFETENSORS_DTYPE_UNKNOWN, tensor_entry(dtype="F12"), '"F12"', Q_A),
     Row(C.SAFETENSORS_SIZE_MISMATCH, tensor_entry(shape=[4, 127]), "which is 2032 bytes", Q_A),
@@ -216,6 +227,12 @@ ROWS = [
         renamed(lambda name: name.replace(".weight", ".default.weight") if name == Q_A else name),
         "save with save_pretrained",
         also=(C.LORA_PAIR_INCOMPLETE,),
+    ),
+    Row(
+        C.BASE_LAYER_UNEXPECTED,
+        tensor("x.lm_head.base_layer.weight", "F16", (4096, 128), b"\0\1" * (4096 * 128)),
+        "is [4096, 128]; of the base's own weights only those of lm_head and model.embed_tokens",
+        "x.lm_head.base_layer.weight",
     ),
     Row(C.MODULE_UNSUPPORTED, renamed(lambda name: name.replace("q_proj", "c_attn")), "takes no LoRA"),
     Row(C.MOE_UNSUPPORTED, renamed(lambda name: name.replace("mlp", "mlp.experts.0")), "mixture of experts"),
@@ -245,30 +262,40 @@ ROWS = [
         weights(lambda all_: {n: (d, s, bytes(len(v)) if "lora_B" in n else v) for n, (d, s, v) in all_.items()}),
         "All 28 modules",
     ),
+    Row(C.PARTLY_UNTRAINED, values(UP_B, lambda data: bytes(4800) + data[4800:]), "has 4800 of its 5632 bytes", UP_B),
+    Row(
+        C.MAGNITUDE_UNUSUAL,
+        values(Q_B, lambda data: struct.pack("<f", -1e20) * (len(data) // 4)),
+        "holds numbers above 512",
+        Q_B,
+    ),
     Row(C.DEAD_MODULES, values(Q_B, lambda data: bytes(len(data))), "only zeros in lora_B", Q_B),
 ]
-# What the judge cannot find, since it is about the object and not its bytes.
+# What the validator cannot find, since it is about the object and not its bytes.
 TESTED_ELSEWHERE = {
+    **dict.fromkeys(
+        (C.UPLOAD_NOT_VERSIONED, C.UPLOAD_ARCHIVED, C.UPLOAD_UNREADABLE, C.KEY_STARTS_NOTHING), "test_rendering"
+    ),
     C.ADAPTER_NAME_INVALID: "test_handlers.TestClaimUpload.test_what_need_not_be_read_is_rejected",
     C.UPLOAD_VANISHED: "test_handlers.TestValidateAdapter.test_an_upload_that_vanished_is_a_rejection",
 }
 
 
 def test_a_good_adapter_is_accepted_without_a_warning() -> None:
-    report = judged(good_adapter())
+    report = validated(good_adapter())
     assert (report.accepted, report.problems, report.warnings) == (True, (), ())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row.code.name for row in ROWS])
 def test_one_change_makes_one_problem(row: Row) -> None:
-    report = judged(row.change(good_adapter()), policy=row.policy)
+    report = validated(row.change(good_adapter()), policy=row.policy)
     is_error = row.code.severity is Severity.ERROR
     assert report.accepted is not is_error
     assert codes(report) == {code.name for code in ((row.code, *row.also) if is_error else ())}
     (problem,) = (one for one in (*report.problems, *report.warnings) if one.code is row.code)
     assert row.words in problem.message
     assert row.place in (None, problem.place)
-    assert problem.code.name in report.summary()
+    assert problem.code.name in rendering.plain(report.problems, report.warnings)
     if not is_error:
         assert [warning.code for warning in report.warnings] == [row.code]
 
@@ -287,13 +314,23 @@ ACCEPTED: dict[str, Change] = {
     "rsLoRA": config(use_rslora=True),
     "init_lora_weights that leave the base alone": config(init_lora_weights="gaussian"),
     "features that are off": config(modules_to_save=[], alora_invocation_tokens=None, layer_replication=[]),
+    "patterns that say what r and lora_alpha say": config(rank_pattern={"(q|k).*": 4}, alpha_pattern={"(a+)+b": 8.0}),
+    "patterns of no module that there is": config(
+        rank_pattern={"nonexistent": 8}, alpha_pattern={"layers.9.q_proj": 1}
+    ),
+    "a pattern after one that wins": config(
+        rank_pattern={"layers.0.self_attn.q_proj": 4, "layers.9.self_attn.q_proj": 8}
+    ),
+    "another case of the kind": config(peft_type="lora"),
+    "how the training began": config(loftq_config={"loftq_bits": 4}, eva_config={"rho": 2.0}),
+    "the prefix twice": renamed(lambda name: f"base_model.model.{name}"),
     "no prefix": renamed(lambda name: name.removeprefix("base_model.model.")),
     "tokenizer files": lambda files: files | {"tokenizer.json": b"{}", "chat_template.jinja": b"x"},
     "spaces after the header": header_text(lambda text: text + b"   "),
     "a folder's own entry": plain(lambda tar: tar_member("./", kind=b"5") + tar),
     "names that begin with ./": lambda files: tarball({f"./{name}": data for name, data in files.items()}),
     "an embedding saved beside its LoRA": tensor(
-        "base_model.model.lm_head.base_layer.weight", "F32", (4096, 1), b"\1" * 16384
+        "base_model.model.lm_head.base_layer.weight", "F16", (4096, 128), b"\0\1" * (4096 * 128)
     ),
     "LoRA of the embedding": weights(
         lambda tensors: (
@@ -318,8 +355,93 @@ ACCEPTED: dict[str, Change] = {
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_what_the_engine_serves_is_accepted(name: str) -> None:
-    report = judged(ACCEPTED[name](good_adapter()))
+    report = validated(ACCEPTED[name](good_adapter()))
     assert (report.accepted, report.problems, report.warnings) == (True, (), ())
+
+
+# Beside a good adapter.
+REFUSED_FILES = {
+    C.CODE_FILE: (
+        *(
+            "x.py",
+            "model.pyc",
+            "__init__.py",
+            "sitecustomize.py",
+            "model.so",
+            "model.PY ",
+            "setup.py",
+            "run.sh",
+            "a.whl",
+        ),
+        *(
+            "Dockerfile",
+            "pyproject.toml",
+            "requirements.txt",
+            "serving.properties",
+            "notebook.ipynb",
+            "tokenization_x.py",
+        ),
+    ),
+    C.OTHER_WEIGHTS: (
+        *(
+            "new_embeddings.safetensors",
+            "model.safetensors",
+            "adapter_model.safetensors.index.json",
+            "adapter_model.gguf",
+        ),
+        *("weights.npy", "adapter_model.h5", "data.msgpack", "model.tensors", "model.onnx", "__0_0.distcp"),
+    ),
+    C.PICKLE_FILE: ("model.dill", "x.pickle.gz", "optimizer.pt", "zero_pp_rank_0_optim_states.PT"),
+}
+USUAL = (
+    *(
+        "README.md",
+        "LICENSE",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ),
+    *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja", "config.json", "generation_config.json"),
+    *("trainer_state.json", "all_results.json", "trainer_log.jsonl", "training_loss.png", "axolotl_config.yaml"),
+    *(".gitattributes", "latest", "train.log", "args.json", "preprocessor_config.json"),
+)
+
+
+@pytest.mark.parametrize(("code", "name"), [(code, name) for code, names in REFUSED_FILES.items() for name in names])
+def test_code_and_other_weights_are_refused(code: ProblemCode, name: str) -> None:
+    report = validated(file(name)(good_adapter()))
+    assert codes(report) == {code.name}
+    assert report.problems[0].fix is not None
+
+
+def test_what_trainers_leave_is_accepted_and_the_rest_warned_about() -> None:
+    files = good_adapter() | dict.fromkeys(USUAL, b"x")
+    assert validated(files).warnings == ()
+    (warning,) = validated(files | {".env": b"x", "code.zip": b"PK", "credentials": b"x"}).warnings
+    assert (warning.code, warning.count) == (C.EXTRA_FILE, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 83946192\n",
+            "Git LFS pointer",
+        ),
+        (b"PK\x03\x04\0\0\x08\x08" + bytes(2000), "a zip archive (torch.save"),
+        (b"<!DOCTYPE html><html>" * 50, "an HTML page"),
+        (b"\x80\x02}q\x00" + bytes(100), "a Python pickle"),
+        (b"GGUF" + bytes(100), "a GGUF model"),
+    ],
+)
+@pytest.mark.parametrize(("name", "code"), [(WEIGHTS, C.SAFETENSORS_OTHER_FORMAT), (CONFIG, C.CONFIG_NOT_JSON)])
+def test_what_is_something_else_under_its_name_is_named(name: str, code: ProblemCode, data: bytes, words: str) -> None:
+    (problem,) = validated(file(name, data)(good_adapter())).problems
+    assert problem.code is code
+    assert words in problem.message
+    if data.startswith(b"version"):
+        assert problem.fix == Fix(FixKind.PULL_LFS)
 
 
 F, S = Consequence.FAIL, Consequence.SILENT
@@ -343,7 +465,7 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
     (config(r=[4]), "0.26.0", C.RANK_INVALID, F),
     (config(r=float("nan")), "0.26.0", C.RANK_INVALID, F),
     (config(r=1e300), "0.26.0", C.RANK_TOO_HIGH, F),
-    (config(rank_pattern={"q_proj": 128}), "0.26.0", C.RANK_TOO_HIGH, F),
+    (config(rank_pattern={"q_proj": 128}), "0.26.0", C.PATTERN_UNSUPPORTED, S),
     (config(rank_pattern={"q_proj": 128}), "0.32.0", C.RANK_TOO_HIGH, F),
     (config(rank_pattern={"q_proj": 0}), "0.32.0", C.RANK_INVALID, F),
     (config(lora_alpha="16"), "0.26.0", C.LORA_ALPHA_INVALID, F),
@@ -355,15 +477,24 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
     (config(bias=None), "0.26.0", C.BIAS_UNSUPPORTED, F),
     (config(use_dora="yes"), "0.26.0", C.DORA_UNSUPPORTED, F),
     (config(modules_to_save=["classifier", "score"]), "0.26.0", C.MODULES_TO_SAVE_UNSUPPORTED, F),
-    (config(rank_pattern={"q_proj": 4}), "0.31.9", C.PATTERN_UNSUPPORTED, S),
+    (config(rank_pattern={"q_proj": 2}), "0.31.9", C.PATTERN_UNSUPPORTED, S),
+    (config(alpha_pattern={r"layers\.1\.mlp\.up_proj": 2}), "0.31.9", C.PATTERN_UNSUPPORTED, S),
+    (config(alpha_pattern={"q_proj": "8"}), "0.31.9", C.PATTERN_UNSUPPORTED, S),
+    (config(alpha_pattern={"q.*": 4}), "0.31.9", C.PATTERN_UNSUPPORTED, Consequence.POLICY),
+    (config(rank_pattern={"q_proj": 4.0, "k_proj": 5}), "0.32.0", C.RANK_INVALID, F),
+    (config(rank_pattern={"q_proj": 4.0}), "0.32.0", C.RANK_INVALID, F),
+    (config(rank_pattern={"q_proj": 4.0}), "0.31.0", None, None),
+    (config(alpha_pattern={r"layers\.1\.mlp\.up_proj": 2}), "0.32.0", None, None),
     (config(rank_pattern={"q_proj": 4}), "0.32.0", None, None),
     (config(alpha_pattern={"^model.layers.0.self_attn.q_proj": 4}), "0.32.1", None, None),
-    (config(alpha_pattern={"(a+)+b": 4}), "0.32.0", C.PATTERN_UNSUPPORTED, Consequence.UNSAFE),
-    (config(alpha_pattern={"q.proj": 4}), "0.32.0", C.PATTERN_UNSUPPORTED, Consequence.UNSAFE),
-    (config(alpha_pattern=["q_proj"]), "0.32.0", C.PATTERN_UNSUPPORTED, Consequence.UNSAFE),
+    (config(alpha_pattern={"(a+)+b": 4}), "0.32.0", C.PATTERN_UNSUPPORTED, Consequence.POLICY),
+    (config(alpha_pattern={"q.proj": 4}), "0.32.0", C.PATTERN_UNSUPPORTED, Consequence.POLICY),
+    (config(alpha_pattern=["q_proj"]), "0.32.0", C.PATTERN_UNSUPPORTED, Consequence.POLICY),
     (config(alpha_pattern={"q_proj": 0}), "0.32.0", C.LORA_ALPHA_INVALID, S),
     *((config(init_lora_weights=how), "0.31.0", C.INIT_ALTERS_BASE, S) for how in ("pissa", "OLoRA", "loftq", "corda")),
-    *((config(init_lora_weights=how), "0.32.0", C.INIT_ALTERS_BASE, F) for how in ("pissa", "OLoRA", "lora_ga")),
+    *((config(init_lora_weights=how), "0.32.0", C.INIT_ALTERS_BASE, F) for how in ("pissa", "OLoRA", "new_method")),
+    (config(init_lora_weights="lora_ga"), "0.32.0", C.INIT_ALTERS_BASE, S),
+    (config(init_lora_weights="MiCA"), "0.32.0", None, None),
     *(
         (config(**{key: value}), engine, C.FEATURE_UNSUPPORTED, consequence)
         for key, value in {
@@ -371,9 +502,20 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
             "layer_replication": [[0, 4]],
             "use_qalora": True,
             "use_bdlora": {"nblocks": 2},
-            "vllm_lora_scaling_factor": 2,
         }.items()
         for engine, consequence in (("0.26.0", S), ("0.33.0", F))
+    ),
+    *(
+        (config(**{key: value}), engine, C.FEATURE_UNSUPPORTED, S)
+        for key, value in {
+            "invocation_string": "<|start_of_role|>",
+            "alora_invocation_string": "<|start_of_role|>",
+            "use_alora": True,
+            "trainable_token_indices": [1],
+            "kasa_config": {"beta": 1},
+            "vllm_lora_scaling_factor": 2,
+        }.items()
+        for engine in ("0.26.0", "0.33.0")
     ),
     *((config(peft_type=kind), "0.26.0", C.PEFT_TYPE_UNSUPPORTED, F) for kind in ("ADALORA", "IA3", None)),
     *(
@@ -387,7 +529,7 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
         for new, code in {
             "base_model.model.transformer.layers": C.MODULE_PATH_UNKNOWN,
             "base_model.model.layers": C.MODULE_PATH_UNKNOWN,
-            "base_model.model.base_model.model.model.layers": C.MODULE_PATH_UNKNOWN,
+            "model.base_model.model.model.layers": C.MODULE_PATH_UNKNOWN,
             "base_model.model.model.layers.0": C.MODULE_PATH_UNKNOWN,
             "base_model.model.model.layers.00": C.MODULE_PATH_UNKNOWN,
         }.items()
@@ -400,6 +542,7 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
             "base_model.model.model.embed_tokens.weight",
             "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
             "lm_head.base_layer.weight",  # the engine skips it only with something before it
+            f"{LAYER}.self_attn.q_proj.base_layer.weight",
             f"{LAYER}.self_attn.q_proj.lora_embedding_A",
             "base_model.model.model.embed_tokens.lora_A.weight",
             "",
@@ -423,7 +566,7 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
 
 @pytest.mark.parametrize(("change", "engine", "code", "consequence"), RULES)
 def test_the_rule_book(change: Change, engine: str, code: ProblemCode | None, consequence: Consequence | None) -> None:
-    report = judged(change(good_adapter()), engine=engine)
+    report = validated(change(good_adapter()), engine=engine)
     if code is None:
         assert (report.accepted, report.problems, report.warnings) == (True, (), ())
         return
@@ -440,7 +583,7 @@ def test_all_problems_come_at_once_outermost_first() -> None:
         renamed(lambda name: name.replace("layers.3", "layers.40")),
     ):
         files = change(files)  # type: ignore[assignment]
-    report = judged(files)
+    report = validated(files)
     assert [problem.code.name for problem in report.problems] == [
         "PICKLE_FILE",
         "RANK_TOO_HIGH",
@@ -453,7 +596,7 @@ def test_all_problems_come_at_once_outermost_first() -> None:
 
 
 def test_a_duplicate_key_hides_no_other_problem() -> None:
-    report = judged(config_text('{"r": 4, "r": 32, "lora_alpha": null, "target_modules": []}')(good_adapter()))
+    report = validated(config_text('{"r": 4, "r": 32, "lora_alpha": null, "target_modules": []}')(good_adapter()))
     assert {"CONFIG_DUPLICATE_KEY", "RANK_TOO_HIGH", "LORA_ALPHA_INVALID"} <= codes(report)
 
 
@@ -463,19 +606,19 @@ def test_a_thousand_wrong_tensors_make_a_short_report() -> None:
         for layer in range(250)
         for module in ("self_attn.q_proj", "mlp.c_fc", "mlp.experts.1.up_proj", "x.q_proj")
     }
-    report = judged(file(WEIGHTS, weights_file(wrong))(good_adapter()))
+    report = validated(file(WEIGHTS, weights_file(wrong))(good_adapter()))
     assert len(json.dumps(report.to_dict())) < 6000
     by_code = {problem.code: problem for problem in report.problems}
     assert by_code[C.MODULE_UNSUPPORTED].count == 250
     assert len(by_code[C.MODULE_UNSUPPORTED].examples) == 5
     assert by_code[C.LAYER_OUT_OF_RANGE].count == 246
-    assert "(and 249 more like it)" in report.summary()
+    assert " 249 more like it: " in rendering.plain(report.problems, report.warnings)
 
 
 class TestManifest:
     def test_it_says_what_the_adapter_is(self) -> None:
         body = tarball(good_adapter())
-        report = judged(body)
+        report = validated(body)
         assert report.manifest is not None
         entry = report.manifest.to_dict()
         files = {one["name"]: one for one in entry.pop("files")}
@@ -484,45 +627,45 @@ class TestManifest:
             assert files[name] == {"name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         assert entry.pop("peft_version")
         assert entry == {
-            "ranks": (4,),
+            "ranks": [4],
             "lora_alpha": 8.0,
             "use_rslora": False,
-            "scalings": (2.0,),
-            "modules": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+            "scalings": [2.0],
+            "modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
             "layers": "0-3",
             "adapted_modules": 28,
             "parameters": 37376,
-            "dtypes": ("F32",),
+            "dtypes": ["F32"],
             "bytes": len(good_adapter()[WEIGHTS]),
             "sha256": hashlib.sha256(body).hexdigest(),
             "base_model": "tiny-llama",
         }
 
     def test_scalings_follow_rslora_and_patterns(self) -> None:
-        assert judged(config(use_rslora=True)(good_adapter())).manifest.scalings == (4.0,)  # type: ignore[union-attr]
+        assert validated(config(use_rslora=True)(good_adapter())).manifest.scalings == (4.0,)  # type: ignore[union-attr]
         patterned = config(alpha_pattern={"q_proj": 16, "layers.1.mlp.up_proj": 12})(good_adapter())
-        assert judged(patterned, engine="0.32.0").manifest.scalings == (2.0, 3.0, 4.0)  # type: ignore[union-attr]
+        assert validated(patterned, engine="0.32.0").manifest.scalings == (2.0, 3.0, 4.0)  # type: ignore[union-attr]
 
     def test_a_rejected_adapter_has_none(self) -> None:
-        report = judged(config(r=32)(good_adapter()))
+        report = validated(config(r=32)(good_adapter()))
         assert report.manifest is None
         assert report.sha256 is not None
 
     def test_the_digest_is_left_out_where_chance_would_decide_it(self) -> None:
-        assert judged(tarball(good_adapter()) + b"x").sha256 is None
+        assert validated(tarball(good_adapter()) + b"x").sha256 is None
 
 
-class TestMending:
+class TestFixes:
     def command(self, code: ProblemCode, files: Files | bytes) -> str:
-        report = judged(files)
-        command = next(one.command for one in (*report.problems, *report.warnings) if one.code is code)
-        assert command is not None
-        assert command in report.summary()
+        report = validated(files)
+        fix = next(one.fix for one in (*report.problems, *report.warnings) if one.code is code)
+        assert fix is not None
+        (command,) = rendering.steps(fix, rendering.Source("acme.tar.gz")).commands
         return command
 
     def test_a_wrapping_folder(self) -> None:
         assert self.command(C.WRAPPING_FOLDER, moved("acme")(good_adapter())) == (
-            "mkdir unpacked && tar -xzf OLD.tar.gz -C unpacked && loradrop package unpacked/acme -o NEW.tar.gz"
+            "mkdir unpacked && tar -xzf acme.tar.gz -C unpacked && loradrop package unpacked/acme -o acme-fixed.tar.gz"
         )
 
     def test_the_name_of_a_folder_is_quoted(self) -> None:
@@ -531,15 +674,15 @@ class TestMending:
 
     def test_a_pickle_beside_good_weights(self) -> None:
         command = self.command(C.PICKLE_FILE, file("optimizer.pt")(good_adapter()))
-        assert command.endswith("&& loradrop package unpacked -o NEW.tar.gz")
+        assert command.endswith("&& loradrop package unpacked -o acme-fixed.tar.gz")
 
     def test_macos_files(self) -> None:
         assert "loradrop package" in self.command(C.MACOS_FILES, file(".DS_Store")(good_adapter()))
 
     def test_macos_files_do_not_count_as_structure(self) -> None:
         files = {"._acme": b"", "__MACOSX/._x": b"", "acme/._x": b""} | dict(moved("acme")(good_adapter()))  # type: ignore[arg-type]
-        assert codes(judged(files)) == {"WRAPPING_FOLDER"}
-        assert judged(good_adapter() | {"__MACOSX/._x": b""}).accepted
+        assert codes(validated(files)) == {"WRAPPING_FOLDER"}
+        assert validated(good_adapter() | {"__MACOSX/._x": b""}).accepted
 
     def test_pickled_weights_alone_are_converted(self, tmp_path: Any) -> None:
         import safetensors.torch
@@ -550,15 +693,15 @@ class TestMending:
         torch.save(state, pickled)
         files = without(WEIGHTS)(good_adapter()) | {"adapter_model.bin": pickled.getvalue()}  # type: ignore[operator]
         command = self.command(C.WEIGHTS_FILE_MISSING, files)
-        (tmp_path / "OLD.tar.gz").write_bytes(tarball(files))
+        (tmp_path / "acme.tar.gz").write_bytes(tarball(files))
         convert = command.rpartition(" && loradrop")[0].replace("python -c", f"{sys.executable} -c")
         subprocess.run(["bash", "-c", convert], cwd=tmp_path, check=True)
         made = (tmp_path / "unpacked" / WEIGHTS).read_bytes()
-        assert judged(good_adapter() | {WEIGHTS: made}).accepted
+        assert validated(good_adapter() | {WEIGHTS: made}).accepted
 
     def test_a_missing_save_pretrained(self) -> None:
         command = self.command(C.CONFIG_FILE_MISSING, {"model.safetensors": good_adapter()[WEIGHTS]})
-        assert "model.save_pretrained('FOLDER')" in command
+        assert command == "loradrop package acme -o acme.tar.gz"
 
 
 def test_nothing_from_the_upload_reaches_a_terminal_as_it_is() -> None:
@@ -577,8 +720,8 @@ def test_nothing_from_the_upload_reaches_a_terminal_as_it_is() -> None:
         file("smoke.jsonl", b'{"inputs": "a", "expect": "/(\x1b/"}')(good_adapter()),
         header(lambda entries: {"\x1b": {"\x07": 1}} | entries)(good_adapter()),
     ):
-        report = judged(files)
-        texts = [report.summary().replace("\n", " "), *_texts(report.to_dict())]
+        report = validated(files)
+        texts = [rendering.plain(report.problems, report.warnings).replace("\n", " "), *_texts(report.to_dict())]
         assert all(text.isprintable() for text in texts), [text for text in texts if not text.isprintable()]
 
 
@@ -600,9 +743,9 @@ def test_the_report_is_bounded_whatever_comes() -> None:
         config(**{f"use_{'😀' * 50}{number}": True for number in range(500)})(good_adapter()),
         config(rank_pattern={f"{number}": "x" * 500 for number in range(400)}, r="y" * 9999)(good_adapter()),
     ):
-        report = judged(files)
-        assert len(json.dumps(report.to_dict())) <= MAX_REPORT_BYTES
-        assert len(report.summary()) <= 4000
+        report = validated(files)
+        assert len(json.dumps(report.to_dict(), ensure_ascii=False).encode()) <= MAX_REPORT_BYTES
+        assert len(rendering.plain(report.problems, report.warnings)) <= 4000
         assert report.problems or report.manifest
 
 

@@ -1,4 +1,4 @@
-"""What a model says: its greedy answers, and how likely it finds the answers that it is offered.
+"""A model's greedy answers, and the log-likelihoods that it gives to answers offered to it.
 
 Both take prompts and answers as whole texts, special tokens included, and give their results in the order of the prompts. A batch
 holds prompts of about one length, padded on the left under a mask, so that what stands in a batch beside a prompt does not change its
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from .examples import IGNORED, TokenizedExample, answer_losses, padded
+
 BATCH_TOKENS = 8192  # 1 GiB of an 8B Llama's keys and values in bfloat16
 
 
@@ -27,9 +29,9 @@ def greedy_answers(
     batch_tokens: int = BATCH_TOKENS,
     doing: str = "answering",
 ) -> list[str]:
-    """What the model says to each prompt up to the end of its turn, special tokens left out.
+    """The model's answer to each prompt up to the end of its turn, special tokens left out.
 
-    The text is not tidied (" ." stays): the server does not do it either, and smoke prompts are compared with what it says.
+    Tokenization spaces are not cleaned up (" ." stays): nor does the server do so, whose answers smoke prompts are compared with.
     """
     rows = _ids(tokenizer, prompts)
     stops = sorted({*_as_list(model.generation_config.eos_token_id), *_as_list(tokenizer.eos_token_id)})
@@ -105,6 +107,28 @@ def log_likelihoods(
     return found
 
 
+def answer_log_likelihoods(
+    model: Any,
+    examples: Sequence[TokenizedExample],
+    *,
+    pad_id: int,
+    batch_tokens: int = BATCH_TOKENS,
+    doing: str = "scoring",
+) -> NDArray[np.float64]:
+    """How likely the answers of each example are, all their tokens together, in nats: (examples,)."""
+    found = np.zeros(len(examples))
+    rows = [one.ids for one in examples]
+    with _answering(model), tqdm(total=len(examples), desc=doing, unit="chat", disable=None) as bar:
+        for batch in _batches(rows, room=0, batch_tokens=batch_tokens):
+            inputs = padded([examples[one] for one in batch], pad_id).to(model.device)
+            losses = answer_losses(model.get_base_model(), inputs)  # (answer tokens of the batch,)
+            counts = (inputs.labels[:, 1:] != IGNORED).sum(dim=1).tolist()
+            for one, nats in zip(batch, torch.split(losses, counts), strict=True):
+                found[one] = -nats.double().sum().item()
+            bar.update(len(batch))
+    return found
+
+
 def _chosen(log_probabilities: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """The sum over the tokens (batch, tokens) of their log-probabilities (batch, tokens, vocab_size): (batch,)."""
     return log_probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).sum(dim=1)
@@ -112,14 +136,14 @@ def _chosen(log_probabilities: torch.Tensor, tokens: torch.Tensor) -> torch.Tens
 
 @contextmanager
 def _answering(model: Any) -> Iterator[None]:
-    """Dropout is for learning; a model that was learning goes on with it."""
-    learning = model.training
+    """Without dropout; afterwards the model is in the mode that it was in."""
+    was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(learning)
+        model.train(was_training)
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -1,24 +1,55 @@
-"""The arguments of a training, for `loradrop train` and for `python -m loradrop_training.fine_tune`: here, since torch takes seconds to import."""
+"""The arguments of `loradrop train` and `loradrop recipe`: apart, since torch takes seconds to import."""
 
 import argparse
 from pathlib import Path
 
 DESCRIPTION = (
-    "Makes an adapter of labelled text: checks the data, asks the judge before anything is trained, trains, holds the "
-    "adapter against its base on held-out examples, and packs it with smoke prompts of its own."
+    "Trains an adapter: checks the data, asks the validator before anything is trained, trains, evaluates the adapter "
+    "beside its base on held-out examples, and packs it with smoke prompts of its own. Given data in place of a recipe, it "
+    "chooses a recipe, writes it beside the output, and goes on."
+)
+RECIPE_DESCRIPTION = (
+    "Looks at a data file (chats, prompts and completions, instructions, labels; JSON lines, JSON, CSV, Parquet), a folder or "
+    "an s3:// prefix, and writes a recipe for it with the reason for each choice."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", type=Path, help="a YAML file (docs/recipe.md lists its keys)")
-    parser.add_argument("-o", "--output", metavar="DIR", type=Path, help="write there, and not where the recipe says")
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what it will take and what the judge says; load no weights"
+        "recipe",
+        metavar="RECIPE_OR_DATA",
+        help="a YAML file (docs/recipe.md lists its keys), a shipped recipe's name, such as sentiment-tiny, or data",
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint, where there is one")
+    add_choices(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", type=Path, help="the output folder (default: the recipe's `output`)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what it will take and what the validator says; load no weights"
+    )
+    parser.add_argument(
+        "--show-example", action="store_true", help="print one example with what is trained on in ⟦ ⟧, and stop"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if there is one")
     parser.add_argument("--force", action="store_true", help="replace what is in the output folder")
     parser.add_argument(
         "--require-better",
         action="store_true",
-        help="exit with 1 where the adapter is not shown to be better than its base",
+        help="exit with 1 unless the adapter is shown to be better than its base",
     )
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="a file, a folder, or an s3:// prefix")
+    add_choices(parser)
+    parser.add_argument("-o", "--output", metavar="FILE.yaml", type=Path, required=True, help="where to write it")
+    parser.add_argument("--force", action="store_true", help="replace it if it is there already")
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """What a recipe for data is chosen with."""
+    parser.add_argument("--base", metavar="MODEL", help="of data: the base (default: meta-llama/Llama-3.1-8B-Instruct)")
+    parser.add_argument(
+        "--profile", metavar="PROFILE", help="of data: what the endpoint's base accepts (default: the base's)"
+    )
+    parser.add_argument("--name", help="of data: the adapter's name (default: made of the file's)")

@@ -1,9 +1,6 @@
 """The base that an adapter is trained on: found on the hub, in a folder, on S3, or made here; its config, tokenizer and weights."""
 
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +10,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_flash_attn_2_available
 
-from . import cache
 from .recipe import Base, RecipeError
+from .records import S3_URI, from_s3
+from .tiny import tiny_base
 
 TINY = "tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-S3_URI = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(?P<prefix>.+)")
 # What a model's folder needs; a bucket may hold the original checkpoints beside it, which are as large again.
 S3_SUFFIXES = (".json", ".safetensors", ".model", ".jinja", ".txt")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +48,12 @@ def find_base(base: Base) -> BaseModel:
 
 def _source(model: str) -> str:
     if model == TINY:
-        from .tiny_base import tiny_base  # trains it, where that has not been done yet
-
         return str(tiny_base())
     if Path(model).is_dir():
         return str(Path(model).resolve())
     if match := S3_URI.fullmatch(model):
-        return str(_from_s3(match["bucket"], match["prefix"].rstrip("/") + "/"))
+        prefix = match["prefix"].rstrip("/") + "/"
+        return str(from_s3(match["bucket"], prefix, S3_SUFFIXES, "base.model", needs="config.json"))
     if model.startswith((".", "/", "~", "s3:")) or not HUB_ID.fullmatch(model):
         raise RecipeError(
             f"base.model: {model!r} is no folder that is there, no s3://bucket/prefix, and no model id on the hub."
@@ -83,68 +78,22 @@ def _why_missing(model: str, error: Exception) -> str:
     return f"{model} cannot be loaded: {text.splitlines()[0] if text else type(error).__name__}"
 
 
-def _from_s3(bucket: str, prefix: str) -> Path:
-    """The model's files, downloaded once; again only where the bucket holds others."""
-    import boto3  # only who names s3:// needs it
-    from botocore.exceptions import BotoCoreError, ClientError
+def attention(config: Any, dtype: torch.dtype) -> str:
+    """torch's own, which picks a flash kernel where there is one and takes the mask of packed rows (packed.py).
 
-    uri = f"s3://{bucket}/{prefix}"
-    try:
-        s3 = boto3.client("s3")
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        objects = [one for page in pages for one in page.get("Contents", [])]
-        wanted = {one["Key"].removeprefix(prefix): one for one in objects}
-        wanted = {name: one for name, one in wanted.items() if "/" not in name and name.endswith(S3_SUFFIXES)}
-        if "config.json" not in wanted:
-            raise RecipeError(
-                f"base.model: {uri} holds no config.json; name the prefix that holds a model as save_pretrained writes it."
-            )
-        digest = cache.digest_of((), (), *sorted(f"{name} {one['ETag']} {one['Size']}" for name, one in wanted.items()))
-
-        def download(folder: Path) -> None:
-            needed = sum(one["Size"] for one in wanted.values())
-            free = shutil.disk_usage(folder).free
-            if free < needed:
-                raise RecipeError(
-                    f"base.model: {uri} has {needed / 1e9:.1f} GB; {folder.parent} has room for {free / 1e9:.1f} GB."
-                )
-            print(f"downloading {uri}, {needed / 1e9:.2f} GB, once", flush=True)
-            for name, one in sorted(wanted.items()):
-                s3.download_file(bucket, one["Key"], str(folder / name))
-
-        cached = cache.user_cache() / "models"
-        return cache.made_once(cached / re.sub(r"[^\w.-]", "-", f"{bucket}-{prefix.rstrip('/')}"), digest, download)
-    except (BotoCoreError, ClientError) as error:
-        raise RecipeError(f"base.model: {uri} cannot be read: {error}") from error
-
-
-def device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def dtype(precision: str) -> torch.dtype:
-    """Of the base's weights. Only a GPU multiplies bf16 faster than fp32 everywhere."""
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    return DTYPES[precision]
-
-
-def attention(config: Any, weights: torch.dtype) -> str:
-    """torch's own, which picks a flash kernel where there is one, and heeds the mask of rows (packed.py).
-
-    It cannot bend the scores, as Gemma 2 does: that takes flash-attn where it is installed, and else the plain way.
+    It cannot cap the scores, as Gemma 2 does: for that, flash-attn where it is installed, and eager attention elsewhere.
     """
     if getattr(config, "attn_logit_softcapping", None) is None:
         return "sdpa"
-    has_flash = torch.cuda.is_available() and weights == torch.bfloat16 and is_flash_attn_2_available()
+    has_flash = torch.cuda.is_available() and dtype == torch.bfloat16 and is_flash_attn_2_available()
     return "flash_attention_2" if has_flash else "eager"
 
 
-def load_weights(base: BaseModel, weights: torch.dtype, *, four_bit: bool) -> Any:
+def load_weights(base: BaseModel, dtype: torch.dtype, *, four_bit: bool) -> Any:
     """The model on the device, frozen. Raises RecipeError where four bits, or the weights, cannot be had."""
-    options: dict[str, Any] = {"dtype": weights, "attn_implementation": attention(base.config, weights)}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention(base.config, dtype)}
     if four_bit:
-        options["quantization_config"] = _four_bit(weights)
+        options["quantization_config"] = _four_bit(dtype)
     if torch.cuda.is_available():
         options["device_map"] = {"": torch.cuda.current_device()}  # straight to the GPU: never twice in memory
     try:
@@ -165,7 +114,7 @@ def load_weights(base: BaseModel, weights: torch.dtype, *, four_bit: bool) -> An
     return model
 
 
-def _four_bit(weights: torch.dtype) -> Any:
+def _four_bit(dtype: torch.dtype) -> Any:
     from importlib.util import find_spec
 
     from transformers import BitsAndBytesConfig
@@ -175,17 +124,5 @@ def _four_bit(weights: torch.dtype) -> Any:
     if not torch.cuda.is_available():
         raise RecipeError("base.four_bit needs a CUDA device; set it to false.")
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=weights
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """A second one saves a third of the time on an idle machine, and costs ten times as much beside any other program:
-    matrices this small are waited for longer than they are multiplied. Sums come out the same on every machine, too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""Folders that are made once, and made again only when what they depend on has changed."""
+"""Folders that are made once, and again only when what they depend on has changed."""
 
 import fcntl
 import hashlib

@@ -1,83 +1,44 @@
-"""Labelled text from files, and what is wrong with it: every finding with its file and line, before anything is trained."""
+"""The examples in files, and what is wrong with them: every finding with its file and line, before anything is trained."""
 
-import codecs
-import csv
 import hashlib
-import io
 import json
 import re
-import stat
 import string
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from .chats import Chat, Find, is_preference, preference_advice, read_chat
+from .findings import Code, Finding, Place
 from .recipe import Data
+from .records import data_files, read_records
 
-MAX_FILE_BYTES = 4 << 30
 # Fewer of the rarest label than one in so many of the commonest: a model that never names it is rarely wrong.
 MAX_IMBALANCE = 10
 # UTF-8 that was read as Latin-1 or Windows-1252 and saved again: "Ã©", "â€™"; or characters that were lost before.
 MOJIBAKE = re.compile(r"[ÂÃ][\u0080-\u00bf]|â€[\u0080-\u2122]|\ufffd")
-SHOWN_PLACES = 5
-
-
-class Code(StrEnum):
-    """What can be wrong with labelled text. Each is fatal unless `WARNINGS` holds it."""
-
-    UNREADABLE_FILE = "the file cannot be read"
-    NOT_UTF8 = "the line is not UTF-8"
-    NOT_A_RECORD = "the line is no record"
-    MISSING_COLUMN = "a column is missing, or holds no text"
-    EMPTY_TEXT = "a text is empty"
-    UNKNOWN_LABEL = "the label is none of the recipe's"
-    SPECIAL_TOKEN = "the text holds one of the model's special tokens, which would end or begin a turn"
-    TOO_LONG = "the example has more tokens than the recipe's data.max_tokens"
-    CONTRADICTION = "the same text has different answers"
-    LEAKAGE = "a held-out text is also in the training data: the evaluation would measure memory"
-    NO_EXAMPLES = "there is nothing to learn or to ask"
-    DUPLICATE = "the same text with the same answer again"
-    IMBALANCE = "one label is far rarer than another"
-    LABEL_WITHOUT_EXAMPLE = "a label of the recipe has no example"
-    SUSPECT_ENCODING = "the text looks like UTF-8 that was once read as something else"
-    DROPPED_LONG = "the example has more tokens than data.max_tokens and is left out"
-
-
-WARNINGS = frozenset({Code.DUPLICATE, Code.CONTRADICTION, Code.IMBALANCE, Code.SUSPECT_ENCODING, Code.DROPPED_LONG})
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A line of a file, both as people name them: from 1."""
-
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    code: Code
-    place: Place | None
-    detail: str
-
-    @property
-    def is_fatal(self) -> bool:
-        return self.code not in WARNINGS
+# Keys that their makers mark as such, private keys, and runs of digits that may be a card's.
+SECRET = re.compile(
+    r"\b(?:sk-[\w-]{20,}|AKIA[0-9A-Z]{16}|ghp_\w{36}|xox[bp]-[\w-]{20,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+CARD = re.compile(r"(?<![\d-])\d(?:[ -]?\d){12,18}(?![\d-])")
+HELD_OUT_FILE = re.compile(r"(^|[^a-z])(test|valid|validation|val|dev|eval|held.?out)([^a-z]|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example as text: the filled prompt, and the answer."""
+    """One example as text: the filled prompt, and the answer. Of a chat, `prompt` is all before its last answer, as text.
+
+    `previous` is what the model that is to be replaced answered, where the file records it.
+    """
 
     prompt: str
     answer: str
     place: Place
+    chat: Chat | None = None
+    previous: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +46,25 @@ class Dataset:
     train: tuple[Row, ...]
     held_out: tuple[Row, ...]
     findings: tuple[Finding, ...]
+    format: str
 
 
 class DataError(Exception):
-    """Data that must not be trained on. The message lists every finding."""
+    """Data that must not be trained on."""
 
 
 def read_dataset(data: Data, special_tokens: Sequence[str] = ()) -> Dataset:
     """The rows of the recipe's files with every finding; nothing is raised for what the data holds.
 
-    Raises DataError where the prompt template itself is wrong.
+    Raises DataError where the recipe's settings do not fit the data, RecipeError where files cannot be had.
     """
-    template = Template(data.prompt)
-    if data.answer in template.columns:
-        raise DataError(f"data.prompt gives the answer away: {{{data.answer}}} is the column that data.answer names.")
     findings: list[Finding] = []
-    reader = _RowReader(data, template, tuple(one for one in special_tokens if one), findings)
-    train = [row for file in data.train for row in reader.rows(Path(file))]
-    held_out = [row for file in data.held_out for row in reader.rows(Path(file))]
-    if not data.held_out:
+    train_files, held_out_files = _files(data)
+    form = data.format if data.format != "auto" else "columns" if data.prompt is not None else _format_in(train_files)
+    reader = _RowReader(data, form, tuple(one for one in special_tokens if one), findings)
+    train = [row for file in train_files for row in reader.rows(file)]
+    held_out = [row for file in held_out_files for row in reader.rows(file)]
+    if not held_out_files:
         train, held_out = _split(train, data.held_out_share)
     for name, rows in (("data.train", train), ("the held-out data", held_out)):
         if not rows:
@@ -112,7 +73,40 @@ def read_dataset(data: Data, special_tokens: Sequence[str] = ()) -> Dataset:
     findings.extend(_leaks(train, held_out))
     if data.labels is not None and train:
         findings.extend(_imbalance(train, data.labels))
-    return Dataset(tuple(train), tuple(held_out), tuple(findings))
+    return Dataset(tuple(train), tuple(held_out), tuple(findings), form)
+
+
+def _files(data: Data) -> tuple[list[Path], list[Path]]:
+    """Of training and held-out data. In a folder, files that are named test, validation or the like are held out."""
+    train = [(file, Path(name) != file) for name in data.train for file in data_files(name)]
+    held_out = [file for name in data.held_out for file in data_files(name)]
+    if held_out:
+        return [file for file, _ in train if file not in held_out], held_out
+    held_out = [file for file, in_folder in train if in_folder and HELD_OUT_FILE.search(file.stem.lower())]
+    if len(held_out) == len(train):  # whatever it is called, it is all there is
+        held_out = []
+    return [file for file, _ in train if file not in held_out], held_out
+
+
+def _format_in(files: Sequence[Path]) -> str:
+    """By the first record that there is."""
+    for file in files:
+        for _, record in read_records(file, []):
+            return format_of(record)
+    return "chat"
+
+
+def format_of(record: dict[str, Any]) -> str:
+    """The format that a record's columns mean; "columns" where only a recipe's `prompt` and `answer` can say it."""
+    if "messages" in record or is_preference(record):
+        return "chat"
+    if "conversations" in record or "conversation" in record:
+        return "conversations"
+    if "prompt" in record and "completion" in record:
+        return "prompt_completion"
+    if "instruction" in record and ("output" in record or "response" in record):
+        return "instruction"
+    return "columns"
 
 
 class Template:
@@ -141,26 +135,68 @@ class Template:
 
 
 class _RowReader:
-    def __init__(
-        self, data: Data, template: Template, special_tokens: tuple[str, ...], findings: list[Finding]
-    ) -> None:
+    def __init__(self, data: Data, form: str, special_tokens: tuple[str, ...], findings: list[Finding]) -> None:
         self._data = data
-        self._template = template
+        self._format = form
+        self._template, self._answer = _columns(data, form)
         # One pattern: Llama-3.1 has 256 of them.
         self._special = re.compile("|".join(map(re.escape, special_tokens)) or "(?!)")
         self._findings = findings
 
     def rows(self, file: Path) -> Iterator[Row]:
-        for line, record in _records(file, self._findings):
-            place = Place(file.name, line)
-            row = self._row(record, place)
+        for line, record in read_records(file, self._findings):
+            row = self._row(record, Place(file.name, line))
             if row is not None:
                 yield row
 
     def _row(self, record: dict[str, Any], place: Place) -> Row | None:
         before = len(self._findings)
+
+        def find(code: Code, detail: str) -> None:
+            self._findings.append(Finding(code, place, detail))
+
+        if is_preference(record):
+            find(Code.PREFERENCE_PAIR, preference_advice(record))
+            return None
+        previous = record.get(self._data.previous) if self._data.previous else None
+        if self._data.previous and not isinstance(previous, str):
+            find(Code.MISSING_COLUMN, f"column {self._data.previous!r}, which data.previous names")
+        if self._template is None or isinstance(record.get("prompt"), list):
+            row = self._chat(record, place, find)
+        else:
+            row = self._texts(record, place, find)
+        # A row that lacks a text has a fatal finding, and is not used.
+        if row is None or any(one.is_fatal for one in self._findings[before:]):
+            return None
+        return Row(row.prompt, row.answer, place, row.chat, previous)
+
+    def _chat(self, record: dict[str, Any], place: Place, find: Find) -> Row | None:
+        if isinstance(record.get("prompt"), list):  # trl's conversational prompt and completion
+            context = [
+                one | {"weight": 0} if isinstance(one, dict) and one.get("role") == "assistant" else one
+                for one in record["prompt"]
+            ]
+            completion = record.get("completion")
+            if isinstance(completion, str):
+                completion = [{"role": "assistant", "content": completion}]
+            record = {**record, "messages": [*context, *(completion if isinstance(completion, list) else [])]}
+        chat = read_chat(record, find, loss=self._data.loss, system=self._data.system)
+        if chat is None:
+            return None
+        for where, text in chat.texts():
+            self._check_text(text, where, find)
+        *context, last = chat.messages
+        prompt = "\n\n".join(f"{one['role']}: {one['content']}{_calls(one)}" for one in context)
+        return Row(prompt, (last["content"] + _calls(last)).strip(), place, chat)
+
+    def _texts(self, record: dict[str, Any], place: Place, find: Find) -> Row:
+        assert self._template is not None
+        if self._format == "instruction":
+            record = {"input": "", **record}
+            record["input"] = f"\n\n{record['input']}" if record["input"] else "\n"
+            record["output"] = record.get("output", record.get("response"))
         texts: dict[str, str] = {}
-        for column in dict.fromkeys((*self._template.columns, self._data.answer)):
+        for column in dict.fromkeys((*self._template.columns, self._answer)):
             value = record.get(column)
             # NaN, which is not itself, is how pandas writes a text that is missing.
             if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
@@ -168,128 +204,64 @@ class _RowReader:
             if not isinstance(value, str):
                 found = "there is none" if column not in record else f"it holds {json.dumps(value)[:60]}"
                 there = ", ".join(name[:40] for name in sorted(record)[:8])
-                self._find(
-                    Code.MISSING_COLUMN, place, f"column {column!r}: {found}; the line has {there or 'no column'}"
-                )
-            elif not value.strip():
-                self._find(Code.EMPTY_TEXT, place, f"column {column!r}")
+                find(Code.MISSING_COLUMN, f"column {column!r}: {found}; the line has {there or 'no column'}")
+            elif not value.strip() and not (self._format == "instruction" and column == "input"):
+                find(Code.EMPTY_TEXT, f"column {column!r}")
             else:
                 texts[column] = value
-                self._look_at(value, column, place)
-        answer = texts.get(self._data.answer, "").strip()
+                self._check_text(value, f"column {column!r}", find)
+        answer = texts.get(self._answer, "").strip()
         if self._data.labels is not None and answer and answer not in self._data.labels:
             labels = [repr(label) for label in self._data.labels[:8]]
             more = ", …" if len(self._data.labels) > 8 else ""
-            self._find(Code.UNKNOWN_LABEL, place, f"{answer[:60]!r}; the labels are {', '.join(labels)}{more}")
-        if any(one.is_fatal for one in self._findings[before:]):
-            return None
-        return Row(self._template.fill(texts), answer, place)
+            find(Code.UNKNOWN_LABEL, f"{answer[:60]!r}; the labels are {', '.join(labels)}{more}")
+        if not set(self._template.columns) <= texts.keys():
+            return Row("", answer, place)
+        prompt = self._template.fill(texts)
+        return Row(prompt.rstrip() if self._format == "instruction" else prompt, answer, place)
 
-    def _look_at(self, text: str, column: str, place: Place) -> None:
+    def _check_text(self, text: str, where: str, find: Find) -> None:
         for token in dict.fromkeys(self._special.findall(text)):
-            self._find(Code.SPECIAL_TOKEN, place, f"{token} in column {column!r}")
+            find(Code.SPECIAL_TOKEN, f"{token} in {where}")
         if found := MOJIBAKE.search(text):
             around = text[max(0, found.start() - 10) : found.end() + 10]
-            self._find(Code.SUSPECT_ENCODING, place, f"column {column!r}: {around!r}")
-
-    def _find(self, code: Code, place: Place, detail: str) -> None:
-        self._findings.append(Finding(code, place, detail))
-
-
-def _records(file: Path, findings: list[Finding]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each record with the number of the line where it begins."""
-    readers = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv_lines, ".tsv": _csv_lines}
-    reader = readers.get(file.suffix.lower())
-    if reader is None:
-        findings.append(Finding(Code.UNREADABLE_FILE, None, f"{file}: its name ends in none of {', '.join(readers)}"))
-        return
-    try:
-        status = file.stat()
-        size = status.st_size
-        if not stat.S_ISREG(status.st_mode):  # a device or a pipe may have no end
-            findings.append(Finding(Code.UNREADABLE_FILE, None, f"{file} is no file"))
-            return
-        if size > MAX_FILE_BYTES:
-            findings.append(
-                Finding(Code.UNREADABLE_FILE, None, f"{file} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-            )
-            return
-        raw = file.read_bytes()
-    except OSError as error:
-        findings.append(Finding(Code.UNREADABLE_FILE, None, f"{file}: {error.strerror}"))
-        return
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        findings.append(Finding(Code.NOT_UTF8, Place(file.name, 1), "UTF-16; save it as UTF-8"))
-        return
-    # A BOM is what spreadsheets write first; it is no part of the text.
-    yield from reader(file, raw.removeprefix(codecs.BOM_UTF8), findings)
+            find(Code.SUSPECT_ENCODING, f"{where}: {around!r}")
+        if SECRET.search(text):
+            find(Code.PERSONAL_DATA, f"{where} looks like it holds a key")
+        elif any(_is_card(one[0]) for one in CARD.finditer(text)):
+            find(Code.PERSONAL_DATA, f"{where} looks like it holds a card number")
 
 
-def _decoded(line: bytes, place: Place, findings: list[Finding]) -> str | None:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        findings.append(
-            Finding(Code.NOT_UTF8, place, f"byte {line[error.start]:#04x} at {error.start}; save the file as UTF-8")
+def _columns(data: Data, form: str) -> tuple["Template | None", str]:
+    """The prompt's template and the answer's column; of chats, which have neither, None."""
+    if form in ("chat", "conversations"):
+        return None, ""
+    if form == "prompt_completion":
+        return Template(data.prompt or "{prompt}"), data.answer or "completion"
+    if form == "instruction":
+        return Template("{instruction}{input}"), "output"
+    if data.prompt is None or data.answer is None:
+        raise DataError(
+            "Which columns are prompt and answer? Set data.prompt, such as '{question}', and data.answer, such as answer."
         )
-        return None
+    template = Template(data.prompt)
+    if data.answer in template.columns:
+        raise DataError(f"data.prompt gives the answer away: {{{data.answer}}} is the column that data.answer names.")
+    if form == "labels" and data.labels is None:
+        raise DataError("data.format is labels; set data.labels to the answers that there are.")
+    return template, data.answer
 
 
-def _json_lines(file: Path, raw: bytes, findings: list[Finding]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        place = Place(file.name, number)
-        text = _decoded(line, place, findings)
-        if text is None or not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-            json.dumps(record, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            what = "half of a surrogate pair" if isinstance(error, UnicodeEncodeError) else f"not JSON: {error}"
-            findings.append(Finding(Code.NOT_A_RECORD, place, what))
-            continue
-        if isinstance(record, dict):
-            yield number, record
-        else:
-            findings.append(Finding(Code.NOT_A_RECORD, place, f"a JSON {type(record).__name__}; an object is needed"))
+def _calls(message: dict[str, Any]) -> str:
+    calls = message.get("tool_calls")
+    return f"\n{json.dumps([one['function'] for one in calls], ensure_ascii=False)}" if calls else ""
 
 
-def _csv_lines(file: Path, raw: bytes, findings: list[Finding]) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = [
-        _decoded(line, Place(file.name, number), findings) for number, line in enumerate(raw.split(b"\n"), start=1)
-    ]
-    if None in lines:  # a record may span lines: which of them fall out with a bad one cannot be told
-        return
-    reader = csv.reader(
-        io.StringIO("\n".join(line for line in lines if line is not None), newline=""),
-        delimiter="\t" if file.suffix.lower() == ".tsv" else ",",
-        strict=True,
-    )
-    csv.field_size_limit(1 << 24)
-    header: list[str] = []
-    begins = 1
-    try:
-        for cells in reader:
-            if not header:
-                header = [cell.strip() for cell in cells]
-                if twice := [name for name, count in Counter(header).items() if name and count > 1]:
-                    what = f"the column {twice[0]!r} is there twice"
-                    findings.append(Finding(Code.NOT_A_RECORD, Place(file.name, begins), what))
-                    return
-            elif cells:
-                if len(cells) != len(header):
-                    findings.append(
-                        Finding(
-                            Code.NOT_A_RECORD,
-                            Place(file.name, begins),
-                            f"{len(cells)} cells under {len(header)} columns; is a text with the delimiter in quotes?",
-                        )
-                    )
-                else:
-                    yield begins, dict(zip(header, cells, strict=True))
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        findings.append(Finding(Code.NOT_A_RECORD, Place(file.name, begins), f"not CSV: {error}"))
+def _is_card(digits: str) -> bool:
+    """By Luhn's check digit, which one number in ten has by chance, and by the first digit of the card networks."""
+    numbers = [int(one) for one in digits if one.isdigit()]
+    doubled = [sum(divmod(2 * one, 10)) if place % 2 else one for place, one in enumerate(reversed(numbers))]
+    return numbers[0] in (3, 4, 5, 6) and sum(doubled) % 10 == 0
 
 
 def _same(text: str) -> str:
@@ -322,9 +294,9 @@ def _repeats(rows: Iterable[Row]) -> Iterator[Finding]:
 
 
 def _leaks(train: Iterable[Row], held_out: Iterable[Row]) -> Iterator[Finding]:
-    learnt = {_same(row.prompt): row for row in reversed(list(train))}
+    trained_on = {_same(row.prompt): row for row in reversed(list(train))}
     for row in held_out:
-        if (same := learnt.get(_same(row.prompt))) is not None:
+        if (same := trained_on.get(_same(row.prompt))) is not None:
             yield Finding(Code.LEAKAGE, row.place, f"as {same.place}")
 
 
@@ -338,24 +310,3 @@ def _imbalance(rows: Sequence[Row], labels: Sequence[str]) -> Iterator[Finding]:
             yield Finding(
                 Code.IMBALANCE, None, f"{counts[label]:,} of {label!r} against {counts[common]:,} of {common!r}"
             )
-
-
-def printable(text: str) -> str:
-    """One line in which no character of a stranger's steers a terminal."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
-def finding_lines(findings: Sequence[Finding]) -> list[str]:
-    """For a person: fatal ones first, a group for each code, its count, and the first few places."""
-    groups: dict[Code, list[Finding]] = defaultdict(list)
-    for one in findings:
-        groups[one.code].append(one)
-    lines = []
-    for code in sorted(groups, key=lambda one: (one in WARNINGS, list(Code).index(one))):
-        group = groups[code]
-        kind = "warning" if code in WARNINGS else "error"
-        lines.append(f"{kind} {code.name}: {code.value} ({len(group):,})")
-        lines += [printable(f"    {one.place or 'data'}: {one.detail}") for one in group[:SHOWN_PLACES]]
-        if len(group) > SHOWN_PLACES:
-            lines.append(f"    … and {len(group) - SHOWN_PLACES:,} more")
-    return lines

@@ -1,43 +1,28 @@
-"""What training will take, told before a weight is loaded: memory, time, and what the serving stack would say.
+"""How much memory and time training will take, estimated before a weight is loaded.
 
 The memory is not a formula. One step - forward, the answers' loss, backward - is run on PyTorch's meta device, where
-tensors have shapes and no data, and every storage is counted from its making to its end. So what an architecture, peft's
-casts and gradient checkpointing save, copy or compute again counts as it is. A model of 8B takes two seconds.
+tensors have shapes and no data, and every storage is counted from its allocation to its release. So what an architecture,
+peft's casts and gradient checkpointing save, copy or recompute is counted as it is. A model of 8B takes two seconds.
 """
 
 import copy
-import ctypes
 import dataclasses
-import json
 import math
-import os
-import tarfile
-import tempfile
-import time
 import warnings
 import weakref
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
-from loradrop.adapter_config import CONFIG_FILE
-from loradrop.archive import BLOCK
-from loradrop.packing import Pieces, without_tarball
 from loradrop.policy import MIB
-from loradrop.profile import BaseProfile
-from loradrop.report import Report
-from loradrop.safetensors import WEIGHTS_FILE
-from loradrop.validator import validate
 
 # transformers and peft use what transformers is about to rename.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing(_enable)?` is deprecated")
@@ -64,7 +49,7 @@ SHARE_AFTER_OUT_OF_MEMORY = 0.8
 class Step:
     """A training step in all that decides its memory: the fullest of the run.
 
-    `examples` of `longest` tokens, padding included; of them `answer_tokens`, of all examples together, are learnt.
+    `examples` of `longest` tokens, padding included; of them `answer_tokens`, of all examples together, are trained on.
     `attention` as transformers calls it: "sdpa", "flash_attention_2", "eager".
     """
 
@@ -135,16 +120,16 @@ class Fit:
 
 def estimate_memory(step: Step) -> MemoryEstimate:
     """Raises peft's ValueError where the LoRA fits no module of the base."""
-    model = _model_without_data(step.config, step.lora, step.dtype, step.attention)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model = model_without_data(step.config, step.lora, step.dtype, step.attention)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    adapter_bytes = COPIES_OF_ADAPTER * sum(map(_bytes_of, learning))
-    base_bytes = sum(map(_bytes_of, [*frozen, *model.buffers()]))
+    adapter_bytes = COPIES_OF_ADAPTER * sum(map(bytes_of, trainable))
+    base_bytes = sum(map(bytes_of, [*frozen, *model.buffers()]))
     dequantised_bytes = 0
     if step.four_bit:
         linear = _four_bit_weights(model.get_base_model())
-        base_bytes += sum(int(FOUR_BIT_BYTES * weight.numel()) - _bytes_of(weight) for weight in linear)
-        dequantised_bytes = max(map(_bytes_of, linear))
+        base_bytes += sum(int(FOUR_BIT_BYTES * weight.numel()) - bytes_of(weight) for weight in linear)
+        dequantised_bytes = max(map(bytes_of, linear))
     ledger = _run_step(model, step)
     fixed_bytes, share = OVERHEADS.get(step.device_type, OVERHEADS["cuda"])
     return MemoryEstimate(
@@ -155,7 +140,7 @@ def estimate_memory(step: Step) -> MemoryEstimate:
         backward_bytes=ledger.at_peak["backward"],
         overhead_bytes=fixed_bytes + int(share * sum(ledger.at_peak.values())) + dequantised_bytes,
         base_parameters=sum(parameter.numel() for parameter in frozen),
-        adapter_parameters=sum(parameter.numel() for parameter in learning),
+        adapter_parameters=sum(parameter.numel() for parameter in trainable),
         step_flops=ledger.flops,
     )
 
@@ -163,7 +148,7 @@ def estimate_memory(step: Step) -> MemoryEstimate:
 def fit(step: Step, available_bytes: int, *, ran_out: bool = False) -> Fit:
     """Whether the step fits, and else what would: the first that does of fewer tokens, checkpointing, 4-bit, rank.
 
-    `ran_out` says that it did not, whatever the estimate said: the same advice for an out-of-memory error.
+    `ran_out`: it did not, whatever the estimate says; the same advice for an out-of-memory error.
     """
     estimate = estimate_memory(step)
     if ran_out:
@@ -232,70 +217,6 @@ def _settings(step: Step, changed: Step) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def memory_available(device: torch.device, root: Path = Path("/")) -> int:
-    """Bytes that a new tensor could take: what CUDA says; else what the system and every cgroup of this process leave."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = root / "proc/meminfo"
-    if not meminfo.exists():  # not Linux: nobody says what is available
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    (line,) = (line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-    return min([int(line.split()[1]) * 1024, *_left_by_cgroups(root)])
-
-
-def _left_by_cgroups(root: Path) -> Iterator[int]:
-    """Of each limit that this process is under, in both versions of cgroups; a file cache gives way."""
-    memberships = root / "proc/self/cgroup"
-    for line in memberships.read_text().splitlines() if memberships.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
-        elif controllers == "memory":
-            mount = root / "sys/fs/cgroup/memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        limit_file, usage_file, cache = names
-        own = mount / path.lstrip("/")
-        # In a container the path may be the host's: then the mount itself is the container's group.
-        for folder in (own, *own.parents):
-            if folder.is_relative_to(mount) and (folder / limit_file).exists():
-                limit = (folder / limit_file).read_text().strip()
-                if limit != "max":
-                    stat = dict(one.split() for one in (folder / "memory.stat").read_text().splitlines())
-                    used = int((folder / usage_file).read_text()) - int(stat.get(cache, 0))
-                    yield max(0, int(limit) - used)
-
-
-def return_freed_memory() -> None:
-    """Makes malloc give back at once what a step frees, as the estimate for a CPU takes for granted; to call before training.
-
-    It costs half as much time again, so it is for where memory `is_tight`. By itself glibc raises its threshold for
-    giving back up to 32 MiB, and keeps what comes to 2.3 times the estimate (docs/benchmarks.md); to set the threshold,
-    to what it begins with, is what stops it.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
-        libc.mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
-
-
-_M_MMAP_THRESHOLD = -3  # malloc.h
-
-
-def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Of a bare matrix product, the fastest of some: less than a second."""
-    size = 8192 if device.type == "cuda" else 1024
-    factor = torch.ones(size, size, device=device, dtype=dtype)
-    best, begun = math.inf, time.perf_counter()
-    while best == math.inf or time.perf_counter() - begun < 0.3:
-        started = time.perf_counter()
-        product = factor @ factor
-        product[0, 0].item()  # waits until it is there
-        # The first makes buffers and picks kernels; the fastest is what counts.
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
-
-
 def estimate_seconds(
     estimate: MemoryEstimate, step: Step, *, total_tokens: int, device_flops_per_second: float
 ) -> float:
@@ -308,72 +229,7 @@ def estimate_seconds(
     return estimate.step_flops * total_tokens / step.batch_tokens / (device_flops_per_second * utilisation)
 
 
-def judge_untrained(
-    config: PretrainedConfig, lora: LoraConfig, profile: BaseProfile, base_name: str, dtype: torch.dtype
-) -> Report:
-    """The serving stack's verdict on what this training would save: names, shapes and settings as peft writes them.
-
-    `lora` as it will be saved: where PiSSA is converted when saving, the converted one. Raises peft's ValueError where
-    the LoRA fits no module of the base.
-    """
-    model = _model_without_data(config, lora, dtype, "sdpa")
-    saved = model.peft_config["default"]  # its target modules are written out
-    saved.init_lora_weights = lora.init_lora_weights
-    saved.base_model_name_or_path = base_name
-    saved.inference_mode = True
-    with tempfile.TemporaryDirectory() as folder:
-        saved.save_pretrained(folder)
-        settings = (Path(folder) / CONFIG_FILE).read_bytes()
-    # "auto" would look for the base's vocabulary on the hub.
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return without_tarball(validate(Pieces(_tarball(settings, tensors)), profile))
-
-
-def _tarball(settings: bytes, tensors: dict[str, torch.Tensor]) -> Iterator[bytes]:
-    """A gzip that stores: a repeated value would compress as only a bomb does."""
-    store = zlib.compressobj(0, wbits=16 + zlib.MAX_WBITS)
-
-    def member(name: str, size: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        header = tarfile.TarInfo(name)
-        header.size = size
-        yield store.compress(header.tobuf(tarfile.USTAR_FORMAT))
-        for piece in pieces:
-            yield store.compress(piece)
-        yield store.compress(bytes(-size % BLOCK))
-
-    def packed() -> Iterator[bytes]:
-        yield from member(CONFIG_FILE, len(settings), iter([settings]))
-        head, data_bytes = _safetensors_head(tensors)
-        yield from member(WEIGHTS_FILE, len(head) + data_bytes, _safetensors(head, tensors))
-        yield store.compress(bytes(2 * BLOCK)) + store.flush()
-
-    return filter(None, packed())  # an empty piece would be the end
-
-
-def _safetensors_head(tensors: dict[str, torch.Tensor]) -> tuple[bytes, int]:
-    """The file up to its data, and how many bytes of data follow."""
-    names = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + _bytes_of(tensor)
-        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text, end
-
-
-def _safetensors(head: bytes, tensors: dict[str, torch.Tensor]) -> Iterator[bytes]:
-    yield head
-    for tensor in tensors.values():
-        # Small, and not zero: an adapter of zeros is refused.
-        piece = bytes(torch.full((MIB // tensor.itemsize,), 0.01, dtype=tensor.dtype).view(torch.uint8).numpy())
-        whole, rest = divmod(_bytes_of(tensor), MIB)
-        for _ in range(whole):
-            yield piece
-        yield piece[:rest]
-
-
-def _bytes_of(tensor: torch.Tensor) -> int:
+def bytes_of(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.itemsize
 
 
@@ -387,7 +243,7 @@ def _four_bit_weights(base: Any) -> list[torch.Tensor]:
     ]
 
 
-def _model_without_data(config: PretrainedConfig, lora: LoraConfig, dtype: torch.dtype, attention: str) -> Any:
+def model_without_data(config: PretrainedConfig, lora: LoraConfig, dtype: torch.dtype, attention: str) -> Any:
     """The base with the adapter on it, on the meta device, ready to train."""
     config, lora = copy.deepcopy(config), copy.deepcopy(lora)  # transformers and peft write into them
     lora.init_lora_weights = False  # PiSSA and its like compute with the base's values
@@ -435,8 +291,8 @@ def _run_step(model: Any, step: Step) -> "_Ledger":
         input_ids = torch.zeros((step.examples, step.longest), dtype=torch.long)
         hidden = base.model(input_ids, use_cache=False).last_hidden_state  # (examples, longest, hidden_size)
         ledger.phase = "head"
-        learnt = hidden.view(-1, hidden.shape[-1])[torch.zeros(step.answer_tokens, dtype=torch.long)]
-        loss = F.cross_entropy(base.lm_head(learnt), torch.zeros(step.answer_tokens, dtype=torch.long))
+        trained_on = hidden.view(-1, hidden.shape[-1])[torch.zeros(step.answer_tokens, dtype=torch.long)]
+        loss = F.cross_entropy(base.lm_head(trained_on), torch.zeros(step.answer_tokens, dtype=torch.long))
         ledger.phase = "backward"
         loss.backward()  # type: ignore[no-untyped-call]
     return ledger

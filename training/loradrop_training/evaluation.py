@@ -1,7 +1,7 @@
-"""Whether an adapter is better than its base: figures from what both say to held-out questions, and the smoke prompts that prove it.
+"""Whether an adapter is better than its base: figures from both models' answers to held-out questions, and the smoke prompts that prove it.
 
-Every figure is a share from 0 to 1 with a 95 % interval. For labels, by what is generated and by which label is likelier; for free
-text, exact match and chrF.
+Every figure has a 95 % interval. Shares from 0 to 1: for labels, by what is generated and by which label is likelier; for free
+text, chrF and exact match. For chats, the log-likelihood of the recorded answers comes first.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,15 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from loradrop.smoke import MAX_NEW_TOKENS, MAX_SMOKE_BYTES, SmokePromptsInvalidError, parse_smoke_prompts
 
+if TYPE_CHECKING:
+    from .examples import TokenizedExample  # imports torch, which takes seconds
+
 GENERATION, LOG_LIKELIHOOD = "generation", "log-likelihood"
 RESAMPLES = 9999
 FEW_QUESTIONS = 30
+SHARE, NATS = "share", "nats"
+# An adapter whose answers are at most so much further from the recorded ones may replace the model before it.
+REPLACEMENT_MARGIN = 0.02
 SMOKE_PROMPTS = 8  # each costs the stack three invocations before an adapter goes live
 # Nearer than this, a server's bfloat16 may turn a greedy answer: its log-probabilities are some hundredths of a nat off.
 SURE_NATS = 0.5
@@ -42,26 +48,33 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a model is given, whole, with special tokens as text; and what it should say: a label, or the right text."""
+    """The whole prompt, with special tokens as text, and the right answer: a label, or a text."""
 
     prompt: str
     truth: str
+    previous: str | None = None  # the answer of the model that is to be replaced, where it is recorded
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A question and what both said. `…_scores` are the labels' log-likelihoods, nats (labels,); empty for free text."""
+    """A question and both answers. `…_scores` are the labels' log-likelihoods, nats (labels,); empty for free text.
+
+    Of a chat, `…_nats` are the log-likelihoods of all its recorded answers, which have `answer_tokens` together.
+    """
 
     question: Question
     adapter: str
     base: str
     adapter_scores: tuple[float, ...] = ()
     base_scores: tuple[float, ...] = ()
+    adapter_nats: float = 0.0
+    base_nats: float = 0.0
+    answer_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A share, 0 to 1, or a difference of two, -1 to 1; and its 95 % interval."""
+    """A share, 0 to 1, a difference of two, -1 to 1, or nats; and its 95 % interval."""
 
     value: float
     low: float
@@ -76,6 +89,7 @@ class Measure:
     adapter: Estimate
     base: Estimate
     difference: Estimate
+    unit: str = SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +120,7 @@ class Evaluation:
     verdict: Verdict
     sentence: str
     notes: tuple[str, ...]
+    replacement: str  # whether it may replace the model before it; empty where nobody asks
     measures: tuple[Measure, ...]
     tables: tuple[LabelTable, ...]
     labels: tuple[str, ...]
@@ -131,18 +146,23 @@ def evaluate(
     max_new_tokens: int,
     batch_tokens: int,
     seed: int,
+    chats: Sequence["TokenizedExample"] = (),
 ) -> Evaluation:
-    """Asks the adapter of a peft model and then its base, by the same prompts. Without `labels`, the truths are free text.
+    """Asks the adapter of a peft model and then its base the same prompts. Without `labels`, the truths are free text.
 
-    `turn` is what the chat template writes before an answer (Mistral's a space, Qwen3's an empty thought) and behind it.
+    `chats` are the questions' whole chats, where they are chats. `turn` is what the chat template writes before an answer (Mistral's a space, Qwen3's an empty thought) and behind it.
     """
-    from .answers import greedy_answers, log_likelihoods  # torch takes seconds that figures alone do not need
+    from .answers import (  # they import torch, which takes seconds
+        answer_log_likelihoods,
+        greedy_answers,
+        log_likelihoods,
+    )
 
     prompts = [one.prompt for one in questions]
     before, behind = turn
     offered = [f"{before}{label}{behind}" for label in labels or ()]
 
-    def ask(who: str) -> tuple[list[str], NDArray[np.float64]]:
+    def ask(who: str) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
         said = greedy_answers(
             model,
             tokenizer,
@@ -152,32 +172,50 @@ def evaluate(
             doing=f"{who} answers",
         )
         said = [_without(before.strip(), one) for one in said]
-        if not offered:
-            return said, np.zeros((len(prompts), 0))
-        scores = log_likelihoods(
-            model, tokenizer, prompts, offered, batch_tokens=batch_tokens, doing=f"{who} weighs the labels"
-        )
-        if not np.isfinite(scores).all():
+        scores, nats = np.zeros((len(prompts), 0)), np.zeros(len(prompts))
+        if offered:
+            scores = log_likelihoods(
+                model, tokenizer, prompts, offered, batch_tokens=batch_tokens, doing=f"{who} scores the labels"
+            )
+        if chats:
+            doing = f"{who} scores the chats"
+            nats = answer_log_likelihoods(
+                model, chats, pad_id=tokenizer.pad_token_id, batch_tokens=batch_tokens, doing=doing
+            )
+        if not (np.isfinite(scores).all() and np.isfinite(nats).all()):
             raise ValueError(
                 f"The {who}'s log-likelihoods are not numbers: its weights are broken, or training diverged."
             )
-        return said, scores
+        return said, scores, nats
 
-    adapter, adapter_scores = ask("adapter")
+    adapter, adapter_scores, adapter_nats = ask("adapter")
     with model.disable_adapter():
-        base, base_scores = ask("base")
-    rows = zip(questions, adapter, base, adapter_scores.tolist(), base_scores.tolist(), strict=True)
-    answered = [Answered(one, said, other, tuple(mine), tuple(theirs)) for one, said, other, mine, theirs in rows]
-    return weigh(answered, labels=labels, max_new_tokens=max_new_tokens, seed=seed)
+        base, base_scores, base_nats = ask("base")
+    answered = [
+        Answered(
+            one,
+            adapter[number],
+            base[number],
+            tuple(adapter_scores[number].tolist()),
+            tuple(base_scores[number].tolist()),
+            float(adapter_nats[number]),
+            float(base_nats[number]),
+            chats[number].answer_tokens if chats else 0,
+        )
+        for number, one in enumerate(questions)
+    ]
+    return score_answers(answered, labels=labels, max_new_tokens=max_new_tokens, seed=seed)
 
 
 def _without(start: str, answer: str) -> str:
-    """The answer less what every answer begins with: who learnt the template's turns says it, and it is no part of a label."""
+    """The answer less what every answer begins with: whoever was trained on the template's turns says it, and it is no part of a label."""
     said = answer.lstrip()
     return said.removeprefix(start).lstrip() if start and said.startswith(start) else answer
 
 
-def weigh(answered: Sequence[Answered], *, labels: Sequence[str] | None, max_new_tokens: int, seed: int) -> Evaluation:
+def score_answers(
+    answered: Sequence[Answered], *, labels: Sequence[str] | None, max_new_tokens: int, seed: int
+) -> Evaluation:
     """The figures and the verdict. The same answers and seed give the same intervals."""
     if not answered:
         raise ValueError("Without held-out questions nothing can be said about an adapter.")
@@ -197,6 +235,7 @@ def weigh(answered: Sequence[Answered], *, labels: Sequence[str] | None, max_new
         verdict=verdict,
         sentence=_sentence(measures[0], len(answered)),
         notes=tuple(notes),
+        replacement=_replacement(answered, labels, seed),
         measures=tuple(measures),
         tables=tuple(tables),
         labels=tuple(labels or ()),
@@ -220,11 +259,55 @@ def _sentence(measure: Measure, questions: int) -> str:
         Verdict.WORSE: "The adapter is not better than the base, it is worse",
     }[_verdict(measure)]
     difference = measure.difference
+    if measure.unit == NATS:
+        return (
+            f"{opening}: the {measure.name} of the recorded answers is {measure.adapter.value:.3f} nats with it and "
+            f"{measure.base.value:.3f} without, on {questions} held-out chats; the difference is {difference.value:+.3f} nats "
+            f"(95 % interval {difference.low:+.3f} to {difference.high:+.3f})."
+        )
     return (
         f"{opening}: {measure.name} is {measure.adapter.value:.1%} with it and {measure.base.value:.1%} without, on "
         f"{questions} held-out questions; the difference is {100 * difference.value:+.1f} points "
         f"(95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f})."
     )
+
+
+def _replacement(answered: Sequence[Answered], labels: Sequence[str] | None, seed: int) -> str:
+    """Whether the adapter may replace the model whose answers are recorded: if it is hardly further from the truth."""
+    recorded = [one for one in answered if one.question.previous is not None]
+    if not recorded:
+        if not any(one.answer_tokens for one in answered):
+            return ""
+        return (
+            "Whether the adapter may replace the model that you leave is not known: the data does not record that model's "
+            "own answers. Ask it the held-out chats, add its answers as a column, and name the column in data.previous."
+        )
+
+    def close(answer: str, truth: str) -> float:
+        return float(label_of(answer, labels) == truth) if labels else chrf(answer, truth)
+
+    adapter = np.array([close(one.adapter, one.question.truth) for one in recorded])
+    previous = np.array([close(one.question.previous or "", one.question.truth) for one in recorded])
+    agrees = np.mean([normalised(one.adapter) == normalised(one.question.previous or "") for one in recorded])
+    name = "accuracy" if labels else "chrF"
+    found = _measure(name, _mean, np.zeros(len(recorded)), adapter, previous, seed)
+    low, high = found.difference.low, found.difference.high
+    opening = "It is not shown that the adapter may replace the model before it"
+    if low >= -REPLACEMENT_MARGIN:
+        opening = "The adapter may replace the model before it"
+    elif high < -REPLACEMENT_MARGIN:
+        opening = "The adapter may not replace the model before it"
+    return (
+        f"{opening}: {name} with the recorded truth is {found.adapter.value:.1%} for the adapter and {found.base.value:.1%} for "
+        f"that model, on {len(recorded)} held-out examples; the difference is {100 * found.difference.value:+.1f} points (95 % "
+        f"interval {100 * low:+.1f} to {100 * high:+.1f}), and {-100 * REPLACEMENT_MARGIN:+.0f} is the limit. Both give the "
+        f"same answer to {agrees:.1%}."
+    )
+
+
+def _mean(_truth: Numbers, said: Numbers) -> Numbers:
+    average: Numbers = np.mean(said, axis=-1)
+    return average
 
 
 def label_of(answer: str, labels: Sequence[str]) -> str | None:
@@ -319,23 +402,43 @@ def chrf(answer: str, truth: str) -> float:
 
 
 def _of_texts(answered: Sequence[Answered], seed: int) -> list[Measure]:
-    """chrF is taken by question and averaged: so each question weighs the same, however long its answer, and can be
+    """chrF is taken by question and averaged: so each question counts the same, however long its answer, and can be
     resampled. It decides, for two long texts are hardly ever equal."""
     nothing = np.zeros(len(answered))
-
-    def mean(_truth: Numbers, said: Numbers) -> Numbers:
-        average: Numbers = np.mean(said, axis=-1)
-        return average
 
     def compared(name: str, of: Callable[[str, str], float]) -> Measure:
         adapter = np.array([of(one.adapter, one.question.truth) for one in answered])
         base = np.array([of(one.base, one.question.truth) for one in answered])
-        return _measure(name, mean, nothing, adapter, base, seed)
+        return _measure(name, _mean, nothing, adapter, base, seed)
 
-    return [compared("chrF", chrf), compared("exact match", lambda said, truth: normalised(said) == normalised(truth))]
+    chats = any(one.answer_tokens for one in answered)
+    same = "agreement" if chats else "exact match"
+    measures = [compared("chrF", chrf), compared(same, lambda said, truth: normalised(said) == normalised(truth))]
+    return [_of_tokens(answered, seed), *measures] if chats else measures
 
 
-def _measure(name: str, statistic: Statistic, truth: Numbers, adapter: Numbers, base: Numbers, seed: int) -> Measure:
+def _of_tokens(answered: Sequence[Answered], seed: int) -> Measure:
+    """All answer tokens count alike; chats are resampled whole, since the tokens of one hang together."""
+
+    def per_token(tokens: Numbers, nats: Numbers) -> Numbers:
+        share: Numbers = nats.sum(axis=-1) / np.maximum(tokens.sum(axis=-1), 1)
+        return share
+
+    tokens = np.array([one.answer_tokens for one in answered])
+    adapter, base = (np.array([getattr(one, f"{who}_nats") for one in answered]) for who in ("adapter", "base"))
+    return _measure("log-likelihood per token", per_token, tokens, adapter, base, seed, unit=NATS)
+
+
+def _measure(
+    name: str,
+    statistic: Statistic,
+    truth: Numbers,
+    adapter: Numbers,
+    base: Numbers,
+    seed: int,
+    *,
+    unit: str = SHARE,
+) -> Measure:
     """Percentiles of the paired bootstrap, where questions are drawn with the answers of both.
 
     BCa has no value where all answers are right, or all wrong; percentiles have one, but of no width. There, Wilson's
@@ -362,6 +465,10 @@ def _measure(name: str, statistic: Statistic, truth: Numbers, adapter: Numbers, 
         ).confidence_interval
         low, high = drawn.low, drawn.high
     one, other, difference = (Estimate(*map(float, three)) for three in zip(values, low, high, strict=True))
+    if unit == NATS:
+        if count == 1:  # one chat shows nothing
+            difference = Estimate(difference.value, min(difference.value, 0.0), max(difference.value, 0.0))
+        return Measure(name, one, other, difference, unit)
     if one.low == one.high:
         one = _wilson(one.value, count)
     if other.low == other.high:

@@ -1,8 +1,8 @@
 """The training loop: one adapter's parameters, on one device or several, from the first step or from a checkpoint.
 
-A loop of our own, and not transformers' Trainer: batches by length, the examples' common beginning once, and the head for the
-answers' tokens alone save more than half of the time of a sentence-length data set (docs/benchmarks.md), and lie below what
-Trainer lets one choose.
+A loop of our own, not transformers' Trainer: batches by length, the examples' common beginning computed once, and the head
+for the answers' tokens alone save more than half of the time on sentences (docs/benchmarks.md), and Trainer has no settings
+for them.
 """
 
 import csv
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import count as count_from
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -26,7 +27,7 @@ from torch import distributed
 from tqdm import tqdm
 
 from . import packed
-from .examples import TokenizedExample, grouped
+from .examples import TokenizedExample, grouped, padded_tokens
 from .recipe import Optimisation
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -41,7 +42,7 @@ class TrainingError(Exception):
 
 
 class InterruptedTraining(Exception):  # noqa: N818 - nothing went wrong
-    """Somebody asked to stop. What was learnt is in the checkpoint."""
+    """Somebody asked to stop. The trained weights are in the checkpoint."""
 
     def __init__(self, step: int, signal_number: int) -> None:
         super().__init__(f"stopped after step {step}")
@@ -74,28 +75,47 @@ def processes() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-def steps_of(examples: Sequence[TokenizedExample], optimisation: Optimisation, count: int = 1) -> tuple[int, int]:
-    """(optimizer steps in all, steps in an epoch), for `count` processes."""
-    groups = grouped(examples, max_tokens=optimisation.batch_tokens, dice=random.Random(0))
-    in_epoch = math.ceil(len(groups) / (optimisation.accumulation * count))
+def batches_of(examples: Sequence[TokenizedExample], optimisation: Optimisation, epoch: int = 0) -> list[Group]:
+    """An epoch's batches. Each epoch has as many of the same sizes: what differs is which examples of a length share one."""
+    dice = random.Random(f"{optimisation.seed} {epoch}")
+    return grouped(examples, max_tokens=optimisation.batch_tokens, dice=dice)
+
+
+def steps_of(batches: int, optimisation: Optimisation, count: int = 1) -> tuple[int, int]:
+    """(optimizer steps in all, steps in an epoch), where an epoch has so many batches, for `count` processes."""
+    in_epoch = math.ceil(batches / (optimisation.accumulation * count))
     return optimisation.steps or in_epoch * optimisation.epochs, in_epoch
 
 
-def schedule(examples: Sequence[TokenizedExample], optimisation: Optimisation, count: int) -> Iterator[list[Group]]:
-    """The batches of each optimizer step, of all processes together; a function of the recipe alone."""
-    total, _ = steps_of(examples, optimisation, count)
-    each = optimisation.accumulation * count
-    step = epoch = 0
-    while True:
-        groups = grouped(
-            examples, max_tokens=optimisation.batch_tokens, dice=random.Random(f"{optimisation.seed} {epoch}")
-        )
-        for first in range(0, len(groups), each):
-            if step == total:
-                return
-            yield groups[first : first + each]
-            step += 1
-        epoch += 1
+class Schedule:
+    """The batches of each optimizer step, of all processes together; a function of the recipe alone.
+
+    The fullest batches come first of all: memory that does not suffice shows in the first steps, not in an hour.
+    """
+
+    def __init__(self, examples: Sequence[TokenizedExample], optimisation: Optimisation, count: int = 1) -> None:
+        self._examples = examples
+        self._optimisation = optimisation
+        self._each = optimisation.accumulation * count
+        self._first = _fullest_first(batches_of(examples, optimisation))
+        self.steps, self.steps_in_epoch = steps_of(len(self._first), optimisation, count)
+
+    def __iter__(self) -> Iterator[list[Group]]:
+        batches, step = self._first, 0
+        for epoch in count_from(1):
+            for first in range(0, len(batches), self._each):
+                if step == self.steps:
+                    return
+                yield batches[first : first + self._each]
+                step += 1
+            batches = batches_of(self._examples, self._optimisation, epoch)
+
+
+def _fullest_first(batches: list[Group]) -> list[Group]:
+    """The batch with the most columns, and that with the most answer tokens, before the others in their order."""
+    largest = max(batches, key=padded_tokens)
+    most_answers = max(batches, key=lambda group: sum(one.answer_tokens for one in group))
+    return sorted(batches, key=lambda group: 0 if group is largest else 1 if group is most_answers else 2)
 
 
 def learning_rate(step: int, total: int, optimisation: Optimisation) -> float:
@@ -123,10 +143,11 @@ def train(
     Raises InterruptedTraining, TrainingError, and torch's out-of-memory errors as they come.
     """
     rank, count = processes()
-    total, in_epoch = steps_of(examples, optimisation, count)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = learning[0].device
-    optimizer = torch.optim.AdamW(learning, lr=0.0, weight_decay=optimisation.weight_decay, fused=True)
+    schedule = Schedule(examples, optimisation, count)
+    total = schedule.steps
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = trainable[0].device
+    optimizer = torch.optim.AdamW(trainable, lr=0.0, weight_decay=optimisation.weight_decay, fused=True)
     checkpoint = Checkpoint(folder / CHECKPOINT_FILE, model, optimizer, made_from)
     done = checkpoint.load()
     log = _Log(folder / LOG_FILE, done, is_written=rank == 0)
@@ -138,8 +159,10 @@ def train(
     model.train()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    # The optimizer's moments come with its first step; their room is taken before, so that the first step takes all it will.
+    moments = [] if done else [torch.ones_like(one) for one in trainable for _ in range(2)]
     with _stoppable() as stop, Bar(total, done, is_shown=rank == 0) as bar, log:
-        for step, groups in enumerate(schedule(examples, optimisation, count)):
+        for step, groups in enumerate(schedule):
             if step < done:
                 continue
             # Dropout depends on the step alone: nothing of it needs to be kept for whoever resumes.
@@ -154,17 +177,20 @@ def train(
                     share = packed.losses(base, batch, pad_id, device).sum() / answer_tokens
                 share.backward()  # type: ignore[no-untyped-call]
                 loss += share.detach()
+            moments.clear()
             asked = stop.signal_number
-            if count > 1 and _add_up(learning, loss, asked):  # whichever process was asked: all stop after one step
+            if count > 1 and _add_up(trainable, loss, asked):  # whichever process was asked: all stop after one step
                 asked = asked or signal.SIGTERM
-            norm = torch.nn.utils.clip_grad_norm_(learning, optimisation.max_gradient_norm)
+            norm = torch.nn.utils.clip_grad_norm_(trainable, optimisation.max_gradient_norm)
             if not torch.isfinite(norm):
                 raise TrainingError(
                     f"The loss or its gradient is not finite at step {step + 1}; lower optimisation.learning_rate (now {optimisation.learning_rate:g})."
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            entry = log.add(step + 1, (step + 1) / in_epoch, loss.item(), rate, norm.item(), _tokens(groups), device)
+            entry = log.add(
+                step + 1, (step + 1) / schedule.steps_in_epoch, loss.item(), rate, norm.item(), _tokens(groups), device
+            )
             bar.show(entry.step, entry.loss, _tokens(groups))
             is_due = (step + 1) % optimisation.checkpoint_steps == 0 or step + 1 == total
             if (is_due or asked) and rank == 0:
@@ -182,19 +208,19 @@ def _tokens(groups: Sequence[Group]) -> int:
     return sum(len(one.ids) for group in groups for one in group)
 
 
-def _add_up(learning: Sequence[torch.Tensor], loss: torch.Tensor, asked: int) -> bool:
+def _add_up(trainable: Sequence[torch.Tensor], loss: torch.Tensor, asked: int) -> bool:
     """The gradients of all processes together. They are few: an adapter's; so no wrapper need overlap them with the work.
 
     True where any process was `asked` to stop: one that stopped alone would leave the others waiting for its gradients.
     """
-    for parameter in learning:
+    for parameter in trainable:
         if parameter.grad is None:  # nothing was left for this process
             parameter.grad = torch.zeros_like(parameter)
     others = torch.stack((loss, torch.full_like(loss, asked)))
-    flat = torch.cat([*(parameter.grad.flatten() for parameter in learning if parameter.grad is not None), others])
+    flat = torch.cat([*(parameter.grad.flatten() for parameter in trainable if parameter.grad is not None), others])
     distributed.all_reduce(flat)
     at = 0
-    for parameter in learning:
+    for parameter in trainable:
         assert parameter.grad is not None
         parameter.grad.copy_(flat[at : at + parameter.numel()].view_as(parameter))
         at += parameter.numel()

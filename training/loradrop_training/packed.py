@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .examples import IGNORED, Batch, TokenizedExample, answer_losses, head, padded
+from .examples import IGNORED, TokenizedExample, answer_losses, head, padded
 
-# Every column of a row is held against every other; in longer rows that would cost what the shared beginning saves.
+# Every column of a row attends to every other; in longer rows that would cost what the shared beginning saves.
 ROW_TOKENS = 1024
 # Less is not worth a mask: without one, attention has faster kernels, and keeps no copy of keys and values for each query's head.
 MIN_SAVED = 0.2
@@ -30,21 +30,19 @@ class Rows:
     input_ids: torch.Tensor
     position_ids: torch.Tensor  # as if each example stood alone
     owners: torch.Tensor  # the example of a column, from 1 in each row; _SHARED, _PADDING
-    labels: torch.Tensor  # what is to be said next after a column; IGNORED where nothing is to be learnt
+    labels: torch.Tensor  # the token that follows a column; IGNORED where it is not trained on
 
 
 def losses(model: Any, examples: Sequence[TokenizedExample], pad_id: int, device: torch.device) -> torch.Tensor:
     """Cross-entropy of each answer token, in nats: (answer tokens,); in rows, or in a padded batch where rows save little."""
-    if takes_rows(model.config) and saves(examples):
-        return row_losses(model, packed(examples, pad_id), device)
-    batch = padded(examples, pad_id)
-    return answer_losses(
-        model, Batch(batch.input_ids.to(device), batch.labels.to(device), batch.tokens, batch.answer_tokens)
-    )
+    layout = Layout.of(examples)
+    if takes_rows(model.config) and layout.saves:
+        return row_losses(model, packed(layout, pad_id), device)
+    return answer_losses(model, padded(examples, pad_id).to(device))
 
 
 def takes_rows(config: Any) -> bool:
-    """Whether every layer heeds a mask of ours: flash-attention does not; a sliding window or a state goes by columns."""
+    """Whether every layer takes our mask: flash-attention does not; a sliding window or a state goes by columns."""
     return (
         config._attn_implementation == "sdpa"
         and getattr(config, "sliding_window", None) is None
@@ -52,13 +50,22 @@ def takes_rows(config: Any) -> bool:
     )
 
 
-def saves(examples: Sequence[TokenizedExample]) -> bool:
-    """Whether rows have clearly fewer columns than a padded batch."""
-    padded_columns = len(examples) * (max(len(one.ids) for one in examples) - 1)
-    shared = shared_tokens(examples)
-    rows = in_rows(examples, shared)
-    columns = max(sum(_own_tokens(one, shared) for one in row) for row in rows) + shared
-    return columns * len(rows) <= (1 - MIN_SAVED) * padded_columns
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which examples stand in which row, all of them after `shared` tokens; `columns` is the longest row's length."""
+
+    shared: int
+    rows: tuple[tuple[TokenizedExample, ...], ...]
+    columns: int
+    saves: bool  # clearly fewer columns than a padded batch
+
+    @classmethod
+    def of(cls, examples: Sequence[TokenizedExample]) -> "Layout":
+        shared = shared_tokens(examples)
+        rows = _in_rows(examples, shared)
+        columns = shared + max(sum(_own_tokens(one, shared) for one in row) for row in rows)
+        padded_columns = len(examples) * (max(len(one.ids) for one in examples) - 1)
+        return cls(shared, tuple(map(tuple, rows)), columns, columns * len(rows) <= (1 - MIN_SAVED) * padded_columns)
 
 
 def shared_tokens(examples: Sequence[TokenizedExample]) -> int:
@@ -71,7 +78,7 @@ def shared_tokens(examples: Sequence[TokenizedExample]) -> int:
     return max(0, min(beginning, *(one.prompt_tokens - 1 for one in examples)))
 
 
-def in_rows(examples: Sequence[TokenizedExample], shared: int) -> list[list[TokenizedExample]]:
+def _in_rows(examples: Sequence[TokenizedExample], shared: int) -> list[list[TokenizedExample]]:
     room = max(ROW_TOKENS - shared, *(_own_tokens(one, shared) for one in examples))
     rows: list[list[TokenizedExample]] = [[]]
     used = 0
@@ -89,15 +96,13 @@ def _own_tokens(one: TokenizedExample, shared: int) -> int:
     return len(one.ids) - 1 - shared
 
 
-def packed(examples: Sequence[TokenizedExample], pad_id: int) -> Rows:
-    shared = shared_tokens(examples)
-    rows = in_rows(examples, shared)
-    longest = max(sum(_own_tokens(one, shared) for one in row) for row in rows) + shared
-    input_ids = torch.full((len(rows), longest), pad_id)
+def packed(layout: Layout, pad_id: int) -> Rows:
+    shared = layout.shared
+    input_ids = torch.full((len(layout.rows), layout.columns), pad_id)
     position_ids = torch.zeros_like(input_ids)
     owners = torch.full_like(input_ids, _PADDING)
     labels = torch.full_like(input_ids, IGNORED)
-    for number, row in enumerate(rows):
+    for number, row in enumerate(layout.rows):
         input_ids[number, :shared] = torch.tensor(row[0].ids[:shared], dtype=torch.long)
         position_ids[number, :shared] = torch.arange(shared)
         owners[number, :shared] = _SHARED
@@ -105,11 +110,11 @@ def packed(examples: Sequence[TokenizedExample], pad_id: int) -> Rows:
         for owner, one in enumerate(row, start=1):
             begin, end = end, end + _own_tokens(one, shared)
             ids = torch.tensor(one.ids)
-            learnt = max(1, one.prompt_tokens)  # nothing predicts the first token of all
+            answer = max(1, one.prompt_tokens)  # nothing predicts the first token of all
             input_ids[number, begin:end] = ids[shared:-1]
             position_ids[number, begin:end] = torch.arange(shared, len(ids) - 1)
             owners[number, begin:end] = owner
-            labels[number, end - (len(ids) - learnt) : end] = ids[learnt:]
+            labels[number, end - (len(ids) - answer) : end] = one.labels()[answer:]
     return Rows(input_ids, position_ids, owners, labels)
 
 
@@ -124,6 +129,6 @@ def row_losses(model: Any, rows: Rows, device: torch.device) -> torch.Tensor:
         use_cache=False,
     ).last_hidden_state  # (rows, longest, hidden_size)
     labels = rows.labels.to(device)
-    learnt = labels != IGNORED
-    logits = head(model, hidden[learnt])  # (answer tokens, vocab_size)
-    return F.cross_entropy(logits.float(), labels[learnt], reduction="none")
+    trained_on = labels != IGNORED
+    logits = head(model, hidden[trained_on])  # (answer tokens, vocab_size)
+    return F.cross_entropy(logits.float(), labels[trained_on], reduction="none")

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 MAX_RECIPE_BYTES = 1 << 20
+FORMATS = ("auto", "chat", "conversations", "prompt_completion", "instruction", "labels", "columns")
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -48,23 +49,40 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    train: tuple[str, ...] = key("JSONL, CSV or TSV files; one or a list; relative to the recipe", low=1)
-    prompt: str = key("what the model is told; `{column}` is a column's text, `{{` a brace")
-    answer: str = key("the column that holds what it is to say")
+    train: tuple[str, ...] = key(
+        "files (JSON lines, JSON, CSV, TSV, Parquet), folders or `s3://` prefixes; one or a list; relative to the recipe",
+        low=1,
+    )
+    format: str = key(
+        "`chat` (OpenAI's messages), `conversations` (ShareGPT), `prompt_completion`, `instruction` (Alpaca), `labels` or "
+        "`columns` (what `prompt` and `answer` name); `auto`: found out",
+        "auto",
+        one_of=FORMATS,
+    )
+    prompt: str | None = key("the user message; `{column}` is a column's text, `{{` a brace; not for chats", None)
+    answer: str | None = key("the column that holds the answer; not for chats", None)
     held_out: tuple[str, ...] = key(
-        "files that are never trained on; without any, `held_out_share` of `train` is kept apart", ()
+        "what is never trained on; without any, files of a folder that are named test or validation, else "
+        "`held_out_share` of `train`",
+        (),
     )
-    held_out_share: float = key(
-        "share of `train` that is kept apart where `held_out` names no files", 0.1, low=0.01, high=0.5
-    )
+    held_out_share: float = key("share of `train` that is held out where nothing else is", 0.1, low=0.01, high=0.5)
     labels: tuple[str, ...] | None = key(
         "the answers there are, where the answer is a label; without it the answer is free text", None, low=2
     )
-    system: str | None = key("the system message", None)
+    system: str | None = key("the system message; in chats, for those that have none", None)
     chat: bool = key("write the prompt with the tokenizer's chat template; false: as it stands", True)
+    loss: str = key("which of a chat's assistant turns are trained on", "all", one_of=("all", "last"))
+    previous: str | None = key(
+        "the column that holds what the model to be replaced answered; the report then says whether the adapter may "
+        "replace it",
+        None,
+    )
     max_tokens: int = key("the longest example, prompt and answer together", 2048, low=8)
     too_long: str = key(
-        "what happens to longer ones: `refuse` the data, or `drop` them", "refuse", one_of=("refuse", "drop")
+        "what happens to longer ones: `refuse` the data, `drop` them, or `cut` the last turns of a chat",
+        "refuse",
+        one_of=("refuse", "drop", "cut"),
     )
 
 
@@ -75,35 +93,37 @@ class Lora:
     dropout: float = key("of what goes into an adapted module", 0.05, low=0, high=0.9)
     modules: tuple[str, ...] = key("the adapted modules", MODULES, low=1)
     rslora: bool = key("scale by alpha / √rank", False)
-    dora: bool = key("the judge refuses it: vLLM does not serve DoRA", False)
-    init: str = key("peft's `init_lora_weights`; those that alter the base are refused", "default")
-    modules_to_save: tuple[str, ...] = key("whole modules to train; the judge refuses any", ())
+    dora: bool = key("the validator rejects it: vLLM does not serve DoRA", False)
+    init: str = key("peft's `init_lora_weights`; the validator rejects those that alter the base", "default")
+    modules_to_save: tuple[str, ...] = key("whole modules to train; the validator rejects any", ())
 
 
 @dataclass(frozen=True, slots=True)
 class Optimisation:
-    epochs: int = key("times that every example is learnt", 3, low=1, high=1000)
-    steps: int | None = key("optimizer steps; ends sooner or later than `epochs` says", None, low=1)
+    epochs: int = key("passes over the data", 3, low=1, high=1000)
+    steps: int | None = key("optimizer steps, in place of `epochs`", None, low=1)
     learning_rate: float = key("at the top of the schedule", 2e-4, low=0, high=1)
     schedule: str = key("from the top to the end", "cosine", one_of=("cosine", "linear", "constant"))
     warmup_steps: int = key("steps from nothing to the top", 10, low=0)
     weight_decay: float = key("of AdamW", 0.0, low=0, high=1)
-    max_gradient_norm: float = key("longer gradients are shortened to it", 1.0, low=1e-6)
+    max_gradient_norm: float = key("gradients are clipped to this norm", 1.0, low=1e-6)
     batch_tokens: int = key(
         "tokens that go through the model at once on each device, padding included; memory grows with it", 8192, low=8
     )
     accumulation: int = key("such batches to an optimizer step", 1, low=1)
-    precision: str = key(
-        "`auto`: bf16 where the device computes in it, else fp32", "auto", one_of=("auto", "bf16", "fp32")
+    dtype: str = key(
+        "of the base's weights; `auto`: bf16 where the device computes in it, else fp32",
+        "auto",
+        one_of=("auto", "bf16", "fp32"),
     )
-    gradient_checkpointing: bool = key("compute twice what would not fit", False)
+    gradient_checkpointing: bool = key("compute activations twice instead of keeping them: slower, less memory", False)
     checkpoint_steps: int = key("steps between two checkpoints, from which `--resume` goes on", 200, low=1)
     seed: int = key("the same on the same machine makes the same adapter", 1, low=0, high=2**32 - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    examples: int | None = key("at most so many held-out examples are asked", None, low=1)
+    examples: int | None = key("evaluate on at most so many held-out examples", None, low=1)
     max_new_tokens: int = key("of a generated answer", 128, low=1, high=256)
     smoke_prompts: int = key(
         "questions for the stack's smoke test, that the adapter gets right and the base wrong", 4, low=0, high=16
@@ -114,15 +134,30 @@ class Evaluation:
 class Recipe:
     name: str = key("of the adapter")
     base: Base = key("the model that it adapts")
-    data: Data = key("what it learns, and what it is asked")
+    data: Data = key("what it is trained and evaluated on")
     output: str = key("the folder to write, relative to where the command runs")
     lora: Lora = field(default_factory=Lora, metadata={"about": "the adapter"})
     optimisation: Optimisation = field(default_factory=Optimisation, metadata={"about": "the training"})
-    evaluation: Evaluation = field(default_factory=Evaluation, metadata={"about": "the proof"})
+    evaluation: Evaluation = field(default_factory=Evaluation, metadata={"about": "the evaluation"})
 
     def to_yaml(self) -> str:
         """The recipe with every default spelled out; reading it again gives an equal recipe."""
         return yaml.safe_dump(_plain(self), sort_keys=False, allow_unicode=True, width=120)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """By name: `sentiment-tiny`."""
+    return {file.stem: file for file in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
+def find_recipe(name: Path) -> Path:
+    """The file of that name, or the recipe that ships under it. Raises RecipeError where there is neither."""
+    if name.exists():
+        return name
+    shipped = shipped_recipes()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    raise RecipeError(f"There is no file {name}, and no recipe of that name. These ship: {', '.join(shipped)}.")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -154,7 +189,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def _beside(data: Data, folder: Path) -> Data:
     def absolute(names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(str((folder / name).resolve()) for name in names)
+        return tuple(name if name.startswith("s3://") else str((folder / name).resolve()) for name in names)
 
     return dataclasses.replace(data, train=absolute(data.train), held_out=absolute(data.held_out))
 
@@ -308,8 +343,8 @@ def recipe_document() -> str:
     lines = [
         "# Recipes",
         "",
-        "A recipe is one YAML file; `training/loradrop_training/recipes/` holds three. Unknown keys, wrong types and values out of range are told with their line, all at once.",
-        "Files are named relative to the recipe. This page is made by `make docs` from training/recipe.py.",
+        "A recipe is one YAML file; `training/loradrop_training/recipes/` holds three. Unknown keys, wrong types and values out of range are reported with their line, all at once.",
+        "Files are named relative to the recipe. `make docs` generates this page from training/loradrop_training/recipe.py.",
         "",
         "| key | default | what it is |",
         "|---|---|---|",

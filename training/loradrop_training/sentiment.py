@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import cache, tiny_base
+from . import cache, tiny
 from .recipe import Recipe, read_recipe
 
 RECIPE_FILE = Path(__file__).parent / "recipes" / "sentiment-tiny.yaml"
@@ -21,11 +21,15 @@ LABELS = RECIPE.data.labels or ()
 MAX_NEW_TOKENS = RECIPE.evaluation.max_new_tokens
 SOURCES = (
     "base_model.py",
+    "chats.py",
+    "records.py",
     "dataset.py",
     "examples.py",
     "packed.py",
     "loop.py",
+    "plan.py",
     "fine_tune.py",
+    "output.py",
     "answers.py",
     "evaluation.py",
 )
@@ -34,7 +38,7 @@ PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "sacrebleu")
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """A sentence that was not learnt: `prompt` is the whole prompt, as chat, to send as `inputs`."""
+    """A sentence that was not trained on: `prompt` is the whole prompt, as chat, to send as `inputs`."""
 
     text: str
     label: str  # "positive" | "negative"
@@ -42,17 +46,18 @@ class HeldOut:
 
 
 def sentiment_adapter(seed: int = 1) -> Path:
-    """The tarball of the adapter; trains it first, and the base, where that has not been done yet."""
+    """The tarball of the adapter; trains it, and the base, if they are not there yet."""
     recipe = dataclasses.replace(RECIPE, optimisation=dataclasses.replace(RECIPE.optimisation, seed=seed))
     files = [RECIPE_FILE, *map(Path, (*recipe.data.train, *recipe.data.held_out))]
     sources = [Path(__file__).parent / name for name in SOURCES]
-    digest = cache.digest_of([*files, *sources], PACKAGES, tiny_base.digest(), f"seed {seed}")
+    digest = cache.digest_of([*files, *sources], PACKAGES, tiny.digest(), f"seed {seed}")
     folder = cache.made_once(cache.CACHE_DIR / f"sentiment-{seed}", digest, lambda to: _make(to, recipe))
     return folder / "adapter.tar.gz"
 
 
 def _make(folder: Path, recipe: Recipe) -> None:
-    from .fine_tune import fine_tune, make_plan  # torch takes seconds that who finds the work done does not need
+    from .fine_tune import fine_tune  # imports torch, which takes seconds
+    from .plan import make_plan
 
     plan = make_plan(recipe)
     print(
@@ -63,7 +68,7 @@ def _make(folder: Path, recipe: Recipe) -> None:
 
 
 def held_out(seed: int = 1) -> tuple[HeldOut, ...]:
-    """The sentences that the adapter was asked, in the order of their file."""
+    """The sentences that the adapter was evaluated on, in the order of their file."""
     asked = evaluation(seed)["answered"]
     texts = [json.loads(line)["text"] for file in RECIPE.data.held_out for line in Path(file).read_text().splitlines()]
     return tuple(

@@ -1,0 +1,317 @@
+"""The registry: one table, keys `adapter` and `record`.
+
+    record = state            revision · floor · live {component, endpoint, base, release, order, version_id, since}
+                              components {name: {attempt, order, release, endpoint, base, state, replaced_at?, until?}}
+    record = upload#<order>   an upload, healing or removal: who has it, and what became of it; all of them are the history
+
+A step reads the state, then the upload; lets a rule of loradrop/lifecycle.py decide; and writes both back on the condition
+that the state's `revision` is unchanged. Every change raises the revision, of an upload alone too: whoever read the state
+first and the upload after it, and finds the revision unchanged, has seen both as they were together.
+
+Attributes are native ones, without those that have no value. `watch` is a sparse index (GSI `watched`: hash `watch`, range
+`adapter`): "state" on states, "open" on uploads whose outcome is not yet reported.
+
+`claim` and `finish` take an UploadRecord, which names order and attempt: it is entered where there is none yet.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from botocore.exceptions import ClientError
+
+from aws.faults import RegistryContended
+from loradrop import lifecycle
+from loradrop.lifecycle import (
+    AdapterState,
+    Claim,
+    ComponentEntry,
+    ComponentState,
+    GiveUp,
+    Live,
+    Outcome,
+    Promotion,
+    Recovered,
+    Step,
+    UploadRecord,
+    Use,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+T = TypeVar("T")
+Rule = Callable[[AdapterState, UploadRecord | None], Step[T]]
+
+WATCHED_INDEX = "watched"
+# Within one call; after that the state machine retries, with jitter, where the console shows it.
+TRIES = 3
+
+_STATE = "state"
+_UPLOAD = "upload#"
+# `upload#` and everything that begins so: `$` is the character after `#`.
+_AFTER_UPLOADS = "upload$"
+_CONFLICTS = frozenset({"ConditionalCheckFailed", "TransactionConflict"})
+
+
+class Registry:
+    """Every method may raise RegistryContended, and botocore's ClientError."""
+
+    def __init__(self, client: "DynamoDBClient", table: str) -> None:
+        self._client = client
+        self._table = table
+
+    # Steps of the protocol. What they decide is said in loradrop/lifecycle.py.
+
+    def claim(self, adapter: str, upload: UploadRecord, *, deleted: bool) -> Claim:
+        return self._step(adapter, upload.order, lambda s, r: lifecycle.claim(s, r, upload, deleted=deleted))
+
+    def use_component(
+        self,
+        adapter: str,
+        order: str,
+        attempt: str,
+        *,
+        release: str,
+        endpoint: str,
+        base: str,
+        new_name: str,
+        instead_of: str | None = None,
+    ) -> Use:
+        def rule(state: AdapterState, record: UploadRecord | None) -> Step[Use]:
+            return lifecycle.use_component(
+                state,
+                record,
+                attempt,
+                release=release,
+                endpoint=endpoint,
+                base=base,
+                new_name=new_name,
+                instead_of=instead_of,
+            )
+
+        return self._step(adapter, order, rule)
+
+    def promote(
+        self, adapter: str, order: str, attempt: str, name: str, *, since: str, now: int, grace_seconds: int
+    ) -> Promotion:
+        def rule(state: AdapterState, record: UploadRecord | None) -> Step[Promotion]:
+            return lifecycle.promote(state, record, attempt, name, since=since, now=now, grace_seconds=grace_seconds)
+
+        return self._step(adapter, order, rule)
+
+    def give_up(self, adapter: str, order: str, attempt: str) -> GiveUp:
+        return self._step(adapter, order, lambda s, r: lifecycle.give_up(s, r, attempt))
+
+    def begin_delete(self, adapter: str, name: str, *, now: int, needed_room_since: int | None = None) -> bool:
+        def rule(state: AdapterState, _: UploadRecord | None) -> Step[bool]:
+            return lifecycle.begin_delete(state, name, now=now, needed_room_since=needed_room_since)
+
+        return self._step(adapter, None, rule)
+
+    def end_delete(self, adapter: str, name: str) -> None:
+        self._step(adapter, None, lambda s, _: lifecycle.end_delete(s, name))
+
+    def finish(
+        self,
+        adapter: str,
+        upload: UploadRecord,
+        outcome: Outcome,
+        *,
+        release: str | None = None,
+        summary: str | None = None,
+        entry: str | None = None,
+        figures: Mapping[str, str | int | float] | None = None,
+        full_at: int | None = None,
+    ) -> Outcome | None:
+        def rule(state: AdapterState, record: UploadRecord | None) -> Step[Outcome | None]:
+            return lifecycle.finish(
+                state,
+                record,
+                upload,
+                outcome,
+                release=release,
+                summary=summary,
+                entry=entry,
+                figures=figures,
+                full_at=full_at,
+            )
+
+        return self._step(adapter, upload.order, rule)
+
+    def mark_reported(self, adapter: str, order: str, channels: Iterable[str], *, is_complete: bool) -> None:
+        self._step(adapter, order, lambda _, r: lifecycle.mark_reported(r, channels, is_complete=is_complete))
+
+    def remove(self, adapter: str, removal: UploadRecord, *, now: int, grace_seconds: int) -> UploadRecord | None:
+        def rule(state: AdapterState, record: UploadRecord | None) -> Step[UploadRecord | None]:
+            return lifecycle.remove(state, record, removal, now=now, grace_seconds=grace_seconds)
+
+        return self._step(adapter, removal.order, rule)
+
+    def recover(self, adapter: str, order: str, attempt: str) -> Recovered:
+        return self._step(adapter, order, lambda s, r: lifecycle.recover(s, r, attempt))
+
+    # What is there.
+
+    def state(self, adapter: str) -> AdapterState:
+        item = self._get(adapter, _STATE)
+        return _state_of(item) if item else AdapterState()
+
+    def live(self, adapter: str) -> Live | None:
+        return self.state(adapter).live
+
+    def upload(self, adapter: str, order: str) -> UploadRecord | None:
+        item = self._get(adapter, _UPLOAD + order)
+        return _record_of(item) if item else None
+
+    def uploads(self, adapter: str, limit: int | None = None) -> Iterator[UploadRecord]:
+        """The adapter's history, newest first."""
+        pages = self._client.get_paginator("query").paginate(
+            TableName=self._table,
+            KeyConditionExpression="adapter = :adapter AND #record BETWEEN :first AND :last",
+            ExpressionAttributeNames={"#record": "record"},
+            ExpressionAttributeValues={
+                ":adapter": {"S": adapter},
+                ":first": {"S": _UPLOAD},
+                ":last": {"S": _AFTER_UPLOADS},
+            },
+            ScanIndexForward=False,
+            ConsistentRead=True,
+            PaginationConfig={"MaxItems": limit} if limit is not None else {},
+        )
+        return (_record_of(item) for page in pages for item in page["Items"])
+
+    def open_uploads(self, adapter: str) -> Iterator[UploadRecord]:
+        """Those whose outcome is not yet reported, newest first."""
+        return (record for record in self.uploads(adapter) if not record.is_reported)
+
+    def watched_states(self, after: str = "") -> Iterator[tuple[str, AdapterState]]:
+        """Every adapter behind `after`, by name. The index lags behind by a moment."""
+        return ((item["adapter"]["S"], _state_of(item)) for item in self._watched(_STATE, after))
+
+    def watched_uploads(self, after: str = "") -> Iterator[tuple[str, UploadRecord]]:
+        """The uploads of every adapter behind `after` that are not yet reported. The index lags behind by a moment."""
+        return ((item["adapter"]["S"], _record_of(item)) for item in self._watched("open", after))
+
+    def _watched(self, watch: str, after: str) -> Iterator[dict[str, Any]]:
+        condition, values = "watch = :watch", {":watch": {"S": watch}}
+        if after:  # a key's value is never empty
+            condition, values = f"{condition} AND adapter > :after", values | {":after": {"S": after}}
+        pages = self._client.get_paginator("query").paginate(
+            TableName=self._table,
+            IndexName=WATCHED_INDEX,
+            KeyConditionExpression=condition,
+            ExpressionAttributeValues=values,
+        )
+        return (item for page in pages for item in page["Items"])
+
+    def _step(self, adapter: str, order: str | None, rule: Rule[T]) -> T:
+        for _ in range(TRIES):
+            state = self.state(adapter)  # before the upload: see above
+            step = rule(state, self.upload(adapter, order) if order is not None else None)
+            if step.state is None and step.record is None:
+                return step.answer
+            if self._write(adapter, replace(step.state or state, revision=state.revision + 1), step.record):
+                return step.answer
+        raise RegistryContended(f"The state of {adapter} was written by others, {TRIES} times in a row.")
+
+    def _write(self, adapter: str, state: AdapterState, record: UploadRecord | None) -> bool:
+        """Whether the state was still the one that this one was made of."""
+        put_state: Any = {"TableName": self._table, "Item": _state_item(adapter, state)}
+        if state.revision == 1:
+            put_state["ConditionExpression"] = "attribute_not_exists(adapter)"
+        else:
+            put_state["ConditionExpression"] = "revision = :revision"
+            put_state["ExpressionAttributeValues"] = {":revision": {"N": str(state.revision - 1)}}
+        puts: list[Any] = [{"Put": put_state}]
+        if record is not None:
+            puts.append({"Put": {"TableName": self._table, "Item": _record_item(adapter, record)}})
+        try:
+            self._client.transact_write_items(TransactItems=puts)
+        except ClientError as error:
+            refused: Any = error.response
+            reasons = {one.get("Code") for one in refused.get("CancellationReasons", [])}
+            if reasons & _CONFLICTS:
+                return False
+            raise
+        return True
+
+    def _get(self, adapter: str, record: str) -> dict[str, Any] | None:
+        key = {"adapter": {"S": adapter}, "record": {"S": record}}
+        return self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True).get("Item")
+
+
+def _state_item(adapter: str, state: AdapterState) -> dict[str, Any]:
+    return {
+        "adapter": {"S": adapter},
+        "record": {"S": _STATE},
+        "watch": {"S": _STATE},
+        **_attributes(state),
+        "components": {"M": {name: {"M": _attributes(entry)} for name, entry in state.components.items()}},
+        **({"live": {"M": _attributes(state.live)}} if state.live else {}),
+    }
+
+
+def _record_item(adapter: str, record: UploadRecord) -> dict[str, Any]:
+    return {
+        "adapter": {"S": adapter},
+        "record": {"S": _UPLOAD + record.order},
+        **({} if record.is_reported else {"watch": {"S": "open"}}),
+        **_attributes(record),
+        "figures": {"M": {name: _attribute(value) for name, value in record.figures.items()}},
+    }
+
+
+def _attributes(record: AdapterState | Live | ComponentEntry | UploadRecord) -> dict[str, Any]:
+    """The plain fields of a record that have a value."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: _attribute(value) for name, value in values.items() if isinstance(value, str | int | float)}
+
+
+def _attribute(value: str | int | float) -> dict[str, Any]:
+    match value:
+        case bool():
+            return {"BOOL": value}
+        case str():
+            return {"S": str(value)}
+        case _:
+            return {"N": repr(value)}
+
+
+def _value(attribute: Mapping[str, Any]) -> Any:
+    ((kind, value),) = attribute.items()
+    match kind:
+        case "N":
+            return int(value) if value.lstrip("-").isdigit() else float(value)
+        case "M":
+            return {name: _value(one) for name, one in value.items()}
+        case _:
+            return value
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the dataclass has a field for: a newer version of the code may have written more."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _state_of(item: Mapping[str, Any]) -> AdapterState:
+    values = {name: _value(attribute) for name, attribute in item.items()}
+    live = values.get("live")
+    return AdapterState(
+        revision=values["revision"],
+        floor=values["floor"],
+        live=Live(**_known(Live, live)) if live else None,
+        components={name: _entry_of(entry) for name, entry in values["components"].items()},
+    )
+
+
+def _entry_of(values: Mapping[str, Any]) -> ComponentEntry:
+    known = _known(ComponentEntry, values)
+    return ComponentEntry(**(known | {"state": ComponentState(known["state"])}))
+
+
+def _record_of(item: Mapping[str, Any]) -> UploadRecord:
+    known = _known(UploadRecord, {name: _value(attribute) for name, attribute in item.items()})
+    outcome = known.get("outcome")
+    return UploadRecord(**(known | {"outcome": Outcome(outcome) if outcome else None}))

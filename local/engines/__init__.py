@@ -1,0 +1,71 @@
+"""What stands behind a base component: an engine that holds the base once and any number of adapters beside it.
+
+stand_in.py has no model in it, llama.py a real one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+
+class AdapterLoadError(Exception):
+    """An adapter that cannot be served; `reason` is a sentence for the person who made it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UnknownAdapterError(LookupError):
+    """A request, or an unload, for an adapter that is not loaded."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no adapter named {name!r} is loaded")
+
+
+class Token(Protocol):
+    @property
+    def id(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def logprob(self) -> float: ...
+
+
+class Generation(Protocol):
+    @property
+    def text(self) -> str: ...
+    @property
+    def tokens(self) -> Sequence[Token]: ...
+    @property
+    def finish_reason(self) -> str: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+
+
+class Engine(Protocol):
+    def load_adapter(self, name: str, tarball: bytes, *, max_rank: int | None = None) -> None:
+        """Raises AdapterLoadError; nothing has changed then."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Raises UnknownAdapterError."""
+
+    def generate(
+        self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
+    ) -> Generation:
+        """The whole answer of the adapter, or of the base if `adapter` is None. Raises UnknownAdapterError."""
+
+    def stream(
+        self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
+    ) -> Iterator[Token]:
+        """The same answer, token by token."""
+
+    def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str: ...
+
+
+EngineFactory = Callable[[], Engine]
+
+
+def check_rank(rank: int, max_rank: int | None) -> None:
+    """As vLLM says it."""
+    if max_rank is not None and rank > max_rank:
+        raise AdapterLoadError(f"LoRA rank {rank} is greater than max_lora_rank {max_rank}.")

@@ -1,0 +1,79 @@
+"""The exit codes of the `loradrop` command, and the help that lists them."""
+
+import textwrap
+from collections.abc import Mapping
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Each member: the code, and what it means whichever command ends with it."""
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> "ExitCode":
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = (0, "accepted or done")
+    REJECTED = (1, "rejected")
+    UNUSABLE = (2, "wrong usage, an unreadable file, or no answer from AWS")
+    FAILED = (3, "failed")
+    INTERRUPTED = (130, "interrupted (Ctrl-C)")
+    BROKEN_PIPE = (141, "the reader of the output has gone")
+    TERMINATED = (143, "terminated (SIGTERM)")
+
+
+_READING = {
+    ExitCode.UNUSABLE: "wrong usage, or a file that cannot be read or written",
+    ExitCode.INTERRUPTED: ExitCode.INTERRUPTED.meaning,
+}
+# What each command can end with, beside the two that any can, and what that means to it.
+_OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
+    "validate": {ExitCode.DONE: "accepted", ExitCode.REJECTED: "rejected", **_READING},
+    "package": {
+        ExitCode.DONE: "accepted, and the tarball is written",
+        ExitCode.REJECTED: "rejected; nothing is written",
+        **_READING,
+    },
+    "train": {
+        ExitCode.DONE: "trained, evaluated and packaged",
+        ExitCode.REJECTED: "rejected by the validator, for the data, or for want of memory; with --require-better also if "
+        "the adapter is not shown to be better than its base",
+        ExitCode.UNUSABLE: "wrong usage, a wrong recipe, or no base model",
+        ExitCode.FAILED: "failed: out of memory, or a loss that is not finite",
+        ExitCode.INTERRUPTED: "interrupted; --resume continues",
+        ExitCode.TERMINATED: "terminated; --resume continues",
+    },
+    "recipe": {
+        ExitCode.DONE: "the recipe is written",
+        ExitCode.UNUSABLE: "wrong usage, or data or a base that no recipe can be made for",
+        ExitCode.INTERRUPTED: ExitCode.INTERRUPTED.meaning,
+    },
+    "push": {
+        ExitCode.DONE: "live (with --no-wait: uploaded)",
+        ExitCode.REJECTED: "rejected, here or by the stack",
+        ExitCode.UNUSABLE: "wrong usage, an unreadable file, or AWS refused or could not be reached",
+        ExitCode.FAILED: "deployment failed, superseded by a newer upload, or not finished before --timeout",
+        ExitCode.INTERRUPTED: "interrupted; a deployment that has begun continues",
+    },
+    "invoke": {
+        ExitCode.DONE: "answered",
+        ExitCode.UNUSABLE: "wrong usage, no live adapter of that name, or AWS refused or could not be reached",
+        ExitCode.FAILED: "no answer from the model, or only a part of one",
+        ExitCode.INTERRUPTED: ExitCode.INTERRUPTED.meaning,
+    },
+    "profile": {ExitCode.DONE: "the profile is written", **_READING},
+    "codes": {ExitCode.DONE: "done", ExitCode.UNUSABLE: "wrong usage"},
+}
+
+
+def exit_codes_help(command: str | None = None) -> str:
+    """The lines for the end of a command's help; without a command those of `loradrop` itself."""
+    listed = {code: code.meaning for code in ExitCode} if command is None else _OF_COMMAND[command]
+    lines = (
+        textwrap.fill(meaning, 100, initial_indent=f"  {code.value:<4} ", subsequent_indent=" " * 7)
+        for code, meaning in listed.items()
+    )
+    return "\n".join(["exit codes:", *lines, ""])

@@ -1,0 +1,1 @@
+"""A model checker for the deployment protocol: see docs/protocol.md."""

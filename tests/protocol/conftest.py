@@ -1,0 +1,5 @@
+"""The traces run the handlers on moto, as the unit tests do."""
+
+from tests.unit.conftest import aws, stack
+
+__all__ = ["aws", "stack"]

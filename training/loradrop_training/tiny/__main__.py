@@ -1,0 +1,3 @@
+from . import tiny_base
+
+print(f"the tiny base is in {tiny_base()}")
