@@ -61,7 +61,8 @@ NEXT = """
 What to try next:
   make local            the same cloud, kept running; it says how to go on
   make test             all that CI runs
-  README.md             deploying to AWS, invoking an adapter from Python"""
+  docs/deploying.md     the same on AWS
+  docs/using.md         invoking an adapter from Python"""
 
 
 def _demo(port: int) -> None:
