@@ -130,3 +130,16 @@ class Account:
         self.events.put_rule(Name=name, EventPattern=json.dumps(pattern))
         put = self.events.put_targets(Rule=name, Targets=[{"Id": "target"} | target])
         assert put["FailedEntryCount"] == 0
+
+
+def ended(account: Account, arn: str) -> dict[str, Any]:
+    def poll() -> dict[str, Any] | None:
+        described: dict[str, Any] = account.states.describe_execution(executionArn=arn)
+        return described if described["status"] != "RUNNING" else None
+
+    return eventually(poll, f"the end of {arn}", seconds=20)
+
+
+def run(account: Account, machine: str, given: Any = None) -> dict[str, Any]:
+    started = account.states.start_execution(stateMachineArn=machine, input=json.dumps(given or {}))
+    return ended(account, started["executionArn"])

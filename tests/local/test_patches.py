@@ -8,7 +8,7 @@ from botocore.exceptions import ClientError
 
 from local.cloud import LocalCloud
 
-from .account import ACCOUNT, Account, allow, policy, unique
+from .account import ACCOUNT, Account, allow, policy, run, unique
 from .conftest import eventually
 
 
@@ -21,19 +21,6 @@ def refused_code(call: Any, **request: Any) -> str:
     with pytest.raises(ClientError) as refused:
         call(**request)
     return str(refused.value.response["Error"]["Code"])
-
-
-def ended(account: Account, arn: str) -> dict[str, Any]:
-    def poll() -> dict[str, Any] | None:
-        described: dict[str, Any] = account.states.describe_execution(executionArn=arn)
-        return described if described["status"] != "RUNNING" else None
-
-    return eventually(poll, f"the end of {arn}", seconds=20)
-
-
-def run(account: Account, machine: str, given: Any = None) -> dict[str, Any]:
-    started = account.states.start_execution(stateMachineArn=machine, input=json.dumps(given or {}))
-    return ended(account, started["executionArn"])
 
 
 # A Lambda's errors

@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from local.cloud import LocalCloud
 
-from .account import ACCOUNT, Account, allow, policy, unique
+from .account import ACCOUNT, Account, allow, ended, policy, run, unique
 from .conftest import eventually
 
 
@@ -28,19 +28,6 @@ def refused(call: Any, **request: Any) -> ClientError:
 
 def code(error: ClientError) -> str:
     return str(error.response["Error"]["Code"])
-
-
-def ended(account: Account, arn: str) -> dict[str, Any]:
-    def poll() -> dict[str, Any] | None:
-        described: dict[str, Any] = account.states.describe_execution(executionArn=arn)
-        return described if described["status"] != "RUNNING" else None
-
-    return eventually(poll, f"the end of {arn}", seconds=20)
-
-
-def run(account: Account, machine: str, given: Any = None) -> dict[str, Any]:
-    started = account.states.start_execution(stateMachineArn=machine, input=json.dumps(given or {}))
-    return ended(account, started["executionArn"])
 
 
 # Executions
