@@ -197,6 +197,14 @@ class StackUnderTest(DeployedStack):
         report: dict[str, Any] = json.loads(body)
         return report
 
+    def smoke_answers(self, adapter: str) -> list[dict[str, Any]]:
+        """What the newest upload's smoke test asked and heard: the report only names where that lies."""
+        key = self.report(adapter)["newest"]["smoke"]["answers"].removeprefix(f"s3://{self.releases}/")
+        answers: list[dict[str, Any]] = json.loads(self.s3.get_object(Bucket=self.releases, Key=key)["Body"].read())[
+            "prompts"
+        ]
+        return answers
+
     def tags(self, adapter: str, version: str) -> dict[str, str]:
         got = self.s3.get_object_tagging(Bucket=self.uploads, Key=f"adapters/{adapter}.tar.gz", VersionId=version)
         return {tag["Key"]: tag["Value"] for tag in got["TagSet"]}

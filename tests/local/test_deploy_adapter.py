@@ -74,9 +74,7 @@ def test_the_component_is_made_as_adapters_are(stack: StackUnderTest) -> None:
 def test_its_own_smoke_prompts_are_asked(stack: StackUnderTest) -> None:
     smoke = '{"inputs": "Who are you?", "expect": "/[a-z]+/"}\n{"inputs": "And where?"}\n'
     stack.drop("asked", good_tarball(seed=3, smoke=smoke))
-    where = stack.report("asked")["newest"]["smoke"]["answers"]
-    key = where.removeprefix(f"s3://{stack.releases}/")
-    prompts = json.loads(stack.s3.get_object(Bucket=stack.releases, Key=key)["Body"].read())["prompts"]
+    prompts = stack.smoke_answers("asked")
     assert [prompt["inputs"] for prompt in prompts] == ["Who are you?", "And where?"]
     assert all(prompt["differs"] for prompt in prompts)
 

@@ -34,10 +34,10 @@ def test_a_trained_adapter_goes_live_proven_by_its_own_smoke_prompts_and_answers
     assert main(["push", str(sentiment_adapter()), "--name", "sentiment", "--stack", stack.name, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["outcome"] == "deployed"
-    smoke = stack.report("sentiment")["newest"]["smoke"]
-    assert smoke["passed"]
-    assert len(smoke["prompts"]) == 4
-    for prompt in smoke["prompts"]:
+    assert stack.report("sentiment")["newest"]["smoke"]["passed"]
+    prompts = stack.smoke_answers("sentiment")
+    assert len(prompts) == 4
+    for prompt in prompts:
         assert prompt["expect"] in prompt["adapter"]
         assert prompt["expect"] not in prompt["base"]
 
