@@ -15,7 +15,7 @@ Attributes are native ones, without those that have no value. `watch` is a spars
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import ClientError
@@ -25,8 +25,6 @@ from loradrop import lifecycle
 from loradrop.lifecycle import (
     AdapterState,
     Claim,
-    ComponentEntry,
-    ComponentState,
     GiveUp,
     Live,
     Outcome,
@@ -36,6 +34,16 @@ from loradrop.lifecycle import (
     UploadRecord,
     Use,
 )
+from loradrop.registry_items import (
+    AFTER_UPLOADS,
+    STATE,
+    UPLOAD,
+    WATCHED_INDEX,
+    record_item,
+    record_of,
+    state_item,
+    state_of,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -43,14 +51,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Rule = Callable[[AdapterState, UploadRecord | None], Step[T]]
 
-WATCHED_INDEX = "watched"
 # Within one call; after that the state machine retries, with jitter, where the console shows it.
 TRIES = 3
 
-_STATE = "state"
-_UPLOAD = "upload#"
-# `upload#` and everything that begins so: `$` is the character after `#`.
-_AFTER_UPLOADS = "upload$"
 _CONFLICTS = frozenset({"ConditionalCheckFailed", "TransactionConflict"})
 
 
@@ -154,15 +157,15 @@ class Registry:
     # What is there.
 
     def state(self, adapter: str) -> AdapterState:
-        item = self._get(adapter, _STATE)
-        return _state_of(item) if item else AdapterState()
+        item = self._get(adapter, STATE)
+        return state_of(item) if item else AdapterState()
 
     def live(self, adapter: str) -> Live | None:
         return self.state(adapter).live
 
     def upload(self, adapter: str, order: str) -> UploadRecord | None:
-        item = self._get(adapter, _UPLOAD + order)
-        return _record_of(item) if item else None
+        item = self._get(adapter, UPLOAD + order)
+        return record_of(item) if item else None
 
     def uploads(self, adapter: str, limit: int | None = None) -> Iterator[UploadRecord]:
         """The adapter's history, newest first."""
@@ -172,14 +175,14 @@ class Registry:
             ExpressionAttributeNames={"#record": "record"},
             ExpressionAttributeValues={
                 ":adapter": {"S": adapter},
-                ":first": {"S": _UPLOAD},
-                ":last": {"S": _AFTER_UPLOADS},
+                ":first": {"S": UPLOAD},
+                ":last": {"S": AFTER_UPLOADS},
             },
             ScanIndexForward=False,
             ConsistentRead=True,
             PaginationConfig={"MaxItems": limit} if limit is not None else {},
         )
-        return (_record_of(item) for page in pages for item in page["Items"])
+        return (record_of(item) for page in pages for item in page["Items"])
 
     def open_uploads(self, adapter: str) -> Iterator[UploadRecord]:
         """Those whose outcome is not yet reported, newest first."""
@@ -187,11 +190,11 @@ class Registry:
 
     def watched_states(self, after: str = "") -> Iterator[tuple[str, AdapterState]]:
         """Every adapter behind `after`, by name. The index lags behind by a moment."""
-        return ((item["adapter"]["S"], _state_of(item)) for item in self._watched(_STATE, after))
+        return ((item["adapter"]["S"], state_of(item)) for item in self._watched(STATE, after))
 
     def watched_uploads(self, after: str = "") -> Iterator[tuple[str, UploadRecord]]:
         """The uploads of every adapter behind `after` that are not yet reported. The index lags behind by a moment."""
-        return ((item["adapter"]["S"], _record_of(item)) for item in self._watched("open", after))
+        return ((item["adapter"]["S"], record_of(item)) for item in self._watched("open", after))
 
     def _watched(self, watch: str, after: str) -> Iterator[dict[str, Any]]:
         condition, values = "watch = :watch", {":watch": {"S": watch}}
@@ -217,7 +220,7 @@ class Registry:
 
     def _write(self, adapter: str, state: AdapterState, record: UploadRecord | None) -> bool:
         """Whether the state was still the one that this one was made of."""
-        put_state: Any = {"TableName": self._table, "Item": _state_item(adapter, state)}
+        put_state: Any = {"TableName": self._table, "Item": state_item(adapter, state)}
         if state.revision == 1:
             put_state["ConditionExpression"] = "attribute_not_exists(adapter)"
         else:
@@ -225,7 +228,7 @@ class Registry:
             put_state["ExpressionAttributeValues"] = {":revision": {"N": str(state.revision - 1)}}
         puts: list[Any] = [{"Put": put_state}]
         if record is not None:
-            puts.append({"Put": {"TableName": self._table, "Item": _record_item(adapter, record)}})
+            puts.append({"Put": {"TableName": self._table, "Item": record_item(adapter, record)}})
         try:
             self._client.transact_write_items(TransactItems=puts)
         except ClientError as error:
@@ -239,79 +242,3 @@ class Registry:
     def _get(self, adapter: str, record: str) -> dict[str, Any] | None:
         key = {"adapter": {"S": adapter}, "record": {"S": record}}
         return self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True).get("Item")
-
-
-def _state_item(adapter: str, state: AdapterState) -> dict[str, Any]:
-    return {
-        "adapter": {"S": adapter},
-        "record": {"S": _STATE},
-        "watch": {"S": _STATE},
-        **_attributes(state),
-        "components": {"M": {name: {"M": _attributes(entry)} for name, entry in state.components.items()}},
-        **({"live": {"M": _attributes(state.live)}} if state.live else {}),
-    }
-
-
-def _record_item(adapter: str, record: UploadRecord) -> dict[str, Any]:
-    return {
-        "adapter": {"S": adapter},
-        "record": {"S": _UPLOAD + record.order},
-        **({} if record.is_reported else {"watch": {"S": "open"}}),
-        **_attributes(record),
-        "figures": {"M": {name: _attribute(value) for name, value in record.figures.items()}},
-    }
-
-
-def _attributes(record: AdapterState | Live | ComponentEntry | UploadRecord) -> dict[str, Any]:
-    """The plain fields of a record that have a value."""
-    values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return {name: _attribute(value) for name, value in values.items() if isinstance(value, str | int | float)}
-
-
-def _attribute(value: str | int | float) -> dict[str, Any]:
-    match value:
-        case bool():
-            return {"BOOL": value}
-        case str():
-            return {"S": str(value)}
-        case _:
-            return {"N": repr(value)}
-
-
-def _value(attribute: Mapping[str, Any]) -> Any:
-    ((kind, value),) = attribute.items()
-    match kind:
-        case "N":
-            return int(value) if value.lstrip("-").isdigit() else float(value)
-        case "M":
-            return {name: _value(one) for name, one in value.items()}
-        case _:
-            return value
-
-
-def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that the dataclass has a field for: a newer version of the code may have written more."""
-    names = {field.name for field in fields(kind)}
-    return {name: value for name, value in values.items() if name in names}
-
-
-def _state_of(item: Mapping[str, Any]) -> AdapterState:
-    values = {name: _value(attribute) for name, attribute in item.items()}
-    live = values.get("live")
-    return AdapterState(
-        revision=values["revision"],
-        floor=values["floor"],
-        live=Live(**_known(Live, live)) if live else None,
-        components={name: _entry_of(entry) for name, entry in values["components"].items()},
-    )
-
-
-def _entry_of(values: Mapping[str, Any]) -> ComponentEntry:
-    known = _known(ComponentEntry, values)
-    return ComponentEntry(**(known | {"state": ComponentState(known["state"])}))
-
-
-def _record_of(item: Mapping[str, Any]) -> UploadRecord:
-    known = _known(UploadRecord, {name: _value(attribute) for name, attribute in item.items()})
-    outcome = known.get("outcome")
-    return UploadRecord(**(known | {"outcome": Outcome(outcome) if outcome else None}))
