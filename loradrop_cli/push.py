@@ -26,7 +26,7 @@ from loradrop.packing import adapter_below, own_entries, package, size_of
 from loradrop.profile import ProfileError
 from loradrop.rendering import Source
 from loradrop.validation_report import ValidationReport
-from loradrop_client import AWS_ERRORS, LoradropError, StackOutputs, default_stack, explained, read_stack
+from loradrop_client import LoradropError, StackOutputs, default_stack, explaining, read_stack
 
 from .executions import RUNNING, Execution, StateView, UploadExecutions, follow, read_execution
 from .exit_codes import ExitCode
@@ -79,7 +79,7 @@ def push(arguments: argparse.Namespace) -> int:
     adapter = _adapter(arguments.name, path)
     stack_name = arguments.stack or default_stack()
     try:
-        with _explaining("sign in to AWS"):
+        with explaining("sign in to AWS"):
             session = boto3.Session()
         # With --base no stack is needed to reject an adapter.
         stack = read_stack(stack_name, session) if arguments.base is None else None
@@ -195,7 +195,7 @@ class _Push:
         bucket, _, prefix = stack.output("UploadUri").removeprefix("s3://").partition("/")
         self._bucket, self._key = bucket, f"{prefix}{adapter}{UPLOAD_SUFFIX}"
         self._machine = stack.output("StateMachineArn")
-        with _explaining("reach AWS"):
+        with explaining("reach AWS"):
             self._s3 = session.client("s3", config=_CONFIG)
             self._states = session.client("stepfunctions", config=_STATES_CONFIG)
 
@@ -209,7 +209,7 @@ class _Push:
             return self._end(tarball, ExitCode.REJECTED, Outcome.REJECTED, message)
         executions = None
         if not self._arguments.no_wait:
-            with _explaining(f"list the executions of {self._machine}"):
+            with explaining(f"list the executions of {self._machine}"):
                 executions = UploadExecutions(self._states, self._machine)
         upload = self._upload(tarball)
         if not self._json:
@@ -246,7 +246,7 @@ class _Push:
         tarball.file.seek(0)
         with (
             Progress("uploading", tarball.size_bytes) as progress,
-            _explaining(f"upload to s3://{self._bucket}/{self._key}"),
+            explaining(f"upload to s3://{self._bucket}/{self._key}"),
         ):
             self._s3.upload_fileobj(
                 tarball.file,
@@ -294,7 +294,7 @@ class _Push:
         self, executions: UploadExecutions, upload: _Upload, deadline: float, besides: str | None = None
     ) -> str | None:
         deadline = min(deadline, time.monotonic() + START_DEADLINE_SECONDS)
-        with Progress("waiting for the deployment to start"), _explaining("find the execution of this upload"):
+        with Progress("waiting for the deployment to start"), explaining("find the execution of this upload"):
             while (arn := executions.of_version(upload.version_id, besides=besides)) is None:
                 if time.monotonic() >= deadline:
                     return None
@@ -304,7 +304,7 @@ class _Push:
     def _watch(self, arn: str, deadline: float) -> Execution:
         stream = sys.stderr if self._json else sys.stdout
         print(f"DeployAdapter, execution {arn.rpartition(':')[2]}", file=stream)
-        with _explaining("follow the execution"):
+        with explaining("follow the execution"):
             return follow(
                 lambda: read_execution(self._states, arn),
                 StateView(stream),
@@ -383,11 +383,3 @@ def _checksums(file: BinaryIO, size_bytes: int) -> tuple[str, str]:
         parts.append(hashlib.sha256(piece).digest())
     composed = whole if size_bytes < PART_BYTES else hashlib.sha256(b"".join(parts))
     return whole.hexdigest(), base64.b64encode(composed.digest()).decode()
-
-
-@contextlib.contextmanager
-def _explaining(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except AWS_ERRORS as error:
-        raise explained(error, doing) from error

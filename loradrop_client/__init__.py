@@ -22,7 +22,9 @@ from .errors import (
     StackNotFoundError,
     StreamBrokenError,
     explained,
+    explaining,
 )
+from .registry import RegistryReader
 from .stack_outputs import DEFAULT_STACK, STACK_VARIABLE, StackOutputs, default_stack, read_stack
 
 __all__ = [
@@ -37,10 +39,12 @@ __all__ = [
     "ModelError",
     "ModelNotReadyError",
     "NoLiveComponentError",
+    "RegistryReader",
     "StackNotFoundError",
     "StackOutputs",
     "StreamBrokenError",
     "default_stack",
     "explained",
+    "explaining",
     "read_stack",
 ]

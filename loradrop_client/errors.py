@@ -1,5 +1,8 @@
 """What can go wrong, each with a sentence for the reader; and AWS's own errors as such sentences."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from botocore import exceptions as botocore
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
@@ -96,6 +99,15 @@ def explained(error: Exception, doing: str) -> LoradropError:
     return AwsUnavailableError(f"Could not {doing}: {_sentence(error)}")
 
 
+@contextmanager
+def explaining(doing: str) -> Iterator[None]:
+    """Raises what AWS refuses inside as one of ours: `explained`."""
+    try:
+        yield
+    except AWS_ERRORS as error:
+        raise explained(error, doing) from error
+
+
 def _answered(error: ClientError, doing: str) -> LoradropError:
     code, said = error.response["Error"].get("Code", ""), error.response["Error"].get("Message", "")
     if code == _CLOCK_CODE or said.startswith(_CLOCK_SENTENCES):
@@ -113,7 +125,7 @@ def _answered(error: ClientError, doing: str) -> LoradropError:
     if code in _DENIED_CODES:
         return AccessRefusedError(
             f"Could not {doing}: AWS refused {error.operation_name}: {_sentence(said)} "
-            "docs/operations.md has the policies for pushing and for invoking."
+            "docs/operations.md has the policies for pushing, for invoking and for operating."
         )
     return AwsUnavailableError(f"Could not {doing}: {error.operation_name} answered {code}: {_sentence(said)}")
 
