@@ -39,7 +39,7 @@ OUTCOME_TAG = "loradrop:outcome"
 @metrics.log_metrics
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
-    """{deployment} → {outcome, adapter, message, component?, report: URI}; outcome is repeated for another's upload.
+    """{deployment} → {outcome, adapter, message, component?, replaced?, report: URI}; outcome is repeated for another's upload.
 
     Tag, report, event and message are independent: one that is refused does not keep the others. Raises
     OutcomeNotReported, which names what is missing; a retry does that alone. Raises RegistryContended.
@@ -61,6 +61,7 @@ def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
         "adapter": upload.shown_adapter,
         "message": record.summary,
         "component": live.component if live else None,
+        "replaced": record.replaced,
         "report": f"s3://{upload.bucket}/{report_key(upload.key)}",
     }
     _report_all(upload, record, summary)

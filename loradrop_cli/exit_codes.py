@@ -29,6 +29,10 @@ _READING = {
     ExitCode.UNUSABLE: "wrong usage, or a file that cannot be read or written",
     ExitCode.INTERRUPTED: ExitCode.INTERRUPTED.meaning,
 }
+_OPERATING = {
+    ExitCode.UNUSABLE: "wrong usage, no such adapter, or AWS refused or could not be reached",
+    ExitCode.INTERRUPTED: "interrupted; what has begun continues",
+}
 # What each command can end with, beside the two that any can, and what that means to it.
 _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
     "validate": {ExitCode.DONE: "accepted", ExitCode.REJECTED: "rejected", **_READING},
@@ -64,6 +68,37 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
         ExitCode.FAILED: "no answer from the model, or only a part of one",
         ExitCode.INTERRUPTED: ExitCode.INTERRUPTED.meaning,
     },
+    "list": {ExitCode.DONE: "listed", **_OPERATING},
+    "status": {ExitCode.DONE: "shown", **_OPERATING},
+    "history": {ExitCode.DONE: "shown", **_OPERATING},
+    "rollback": {
+        ExitCode.DONE: "the release is live",
+        ExitCode.REJECTED: "rejected by the stack",
+        ExitCode.FAILED: "deployment failed, superseded, or not finished before --timeout; what was live stays live",
+        **_OPERATING,
+    },
+    "remove": {
+        ExitCode.DONE: "out of service",
+        ExitCode.FAILED: "deleted, and not out of service before --timeout",
+        **_OPERATING,
+    },
+    "retry": {
+        ExitCode.DONE: "all live",
+        ExitCode.REJECTED: "some rejected by the stack",
+        ExitCode.FAILED: "some failed, superseded, or not finished before --timeout",
+        **_OPERATING,
+    },
+    "redeploy": {
+        ExitCode.DONE: "all live again",
+        ExitCode.REJECTED: "some rejected by the stack; they stay as they were",
+        ExitCode.FAILED: "some failed, or not finished before --timeout; they stay as they were",
+        **_OPERATING,
+    },
+    "reconcile": {
+        ExitCode.DONE: "planned, or all repaired",
+        ExitCode.FAILED: "some not repaired, or not finished before --timeout",
+        **_OPERATING,
+    },
     "profile": {ExitCode.DONE: "the profile is written", **_READING},
     "codes": {ExitCode.DONE: "done", ExitCode.UNUSABLE: "wrong usage"},
 }
@@ -71,7 +106,9 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
 
 def exit_codes_help(command: str | None = None) -> str:
     """The lines for the end of a command's help; without a command those of `loradrop` itself."""
-    listed = {code: code.meaning for code in ExitCode} if command is None else _OF_COMMAND[command]
+    listed = (
+        {code: code.meaning for code in ExitCode} if command is None else dict(sorted(_OF_COMMAND[command].items()))
+    )
     lines = (
         textwrap.fill(meaning, 100, initial_indent=f"  {code.value:<4} ", subsequent_indent=" " * 7)
         for code, meaning in listed.items()

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import signal
@@ -46,6 +47,8 @@ examples:
   loradrop train chats.jsonl --dry-run
   loradrop push acme.tar.gz --stack loradrop-dev
   loradrop invoke acme "How are you?"
+  loradrop list --failed
+  loradrop rollback acme
   loradrop profile ./my-base-model --max-rank 64 -o my-base.json
   loradrop codes SHAPE_MISMATCH
 
@@ -113,7 +116,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="loradrop",
-        description="Train, validate, package, deploy and invoke LoRA adapters.",
+        description="Train, validate, package, deploy, invoke and operate LoRA adapters.",
         epilog=_EXAMPLES + exit_codes_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -171,13 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_stack(push)
     _add_base(push, default="the stack's own", printed="outcome")
     push.add_argument("--no-wait", action="store_true", help="end after the upload, without following the deployment")
-    push.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=_seconds,
-        default=MAX_DEPLOYMENT_SECONDS,
-        help="time limit for following the deployment (default: %(default)s)",
-    )
+    _add_timeout(push)
     push.set_defaults(run=_push)
 
     invoke = command("invoke", "send a prompt to a live adapter", examples=_INVOKE_EXAMPLES)
@@ -199,6 +196,8 @@ def _parser() -> argparse.ArgumentParser:
         help="answer printed as it is generated (default: only on a terminal)",
     )
     invoke.set_defaults(run=_invoke)
+
+    _add_life(command)
 
     profile = command("profile", "make the profile of another base model")
     profile.add_argument(
@@ -223,6 +222,94 @@ def _parser() -> argparse.ArgumentParser:
     codes.add_argument("--markdown", action="store_true", help="the whole of docs/problems.md")
     codes.set_defaults(run=_codes)
     return parser
+
+
+def _add_life(command: Any) -> None:
+    """What people do with adapters after the first push."""
+    listing = command("list", "list the adapters and how each stands")
+    listing.add_argument("--failed", action="store_true", help="only those that failed, were rejected or wait for room")
+    listing.add_argument("--limit", metavar="N", type=_count, help="adapters in a page (default: all)")
+    listing.add_argument("--after", metavar="ADAPTER", help="name behind which a page begins (default: the first)")
+    _add_operated(listing, "fleet", "list_adapters")
+
+    status = command("status", "show what is live of an adapter, or how the stack stands")
+    status.add_argument("adapter", metavar="ADAPTER", nargs="?", help="adapter name (default: the whole stack)")
+    status.add_argument("--watch", action="store_true", help="end of a deployment that is running awaited, and shown")
+    _add_operated(status, "fleet", "status")
+
+    history = command("history", "list every upload of an adapter, newest first")
+    history.add_argument("adapter", metavar="ADAPTER", help="adapter name")
+    history.add_argument("--limit", metavar="N", type=_count, default=20, help="newest uploads (default: %(default)s)")
+    _add_operated(history, "fleet", "history")
+
+    rollback = command("rollback", "make an earlier release live again, proven again")
+    rollback.add_argument("adapter", metavar="ADAPTER", help="adapter name")
+    rollback.add_argument(
+        "--to",
+        metavar="RELEASE",
+        help="release, or its first characters, or an upload's version (default: the last other one that was live)",
+    )
+    _add_timeout(rollback)
+    _add_operated(rollback, "changes", "rollback")
+
+    remove = command("remove", "take an adapter out of service")
+    remove.add_argument("adapter", metavar="ADAPTER", help="adapter name")
+    remove.add_argument("--yes", action="store_true", help="no question before it")
+    remove.add_argument("--no-wait", action="store_true", help="end after the deletion, without following the removal")
+    _add_timeout(remove)
+    _add_operated(remove, "changes", "remove")
+
+    retry = command("retry", "deploy again what failed")
+    retry.add_argument("adapters", metavar="ADAPTER", nargs="*", help="adapter names")
+    retry.add_argument(
+        "--failed", action="store_true", help="all that failed or wait for room, and the events that were lost"
+    )
+    _add_timeout(retry)
+    _add_operated(retry, "changes", "retry")
+
+    redeploy = command(
+        "redeploy",
+        "deploy live releases again, onto the endpoint and base that the stack has now",
+        "Deploys live releases again, onto the endpoint and base that the stack has now.\n"
+        "Each is proven before its pointer moves, and its answers are compared with the earlier ones.",
+    )
+    redeploy.add_argument("adapters", metavar="ADAPTER", nargs="*", help="adapter names")
+    redeploy.add_argument("--all", action="store_true", help="every adapter that is live")
+    _add_timeout(redeploy)
+    _add_operated(redeploy, "changes", "redeploy")
+
+    reconcile = command("reconcile", "compare bucket, registry and endpoint, and repair the difference")
+    reconcile.add_argument("adapter", metavar="ADAPTER", nargs="?", help="adapter name (default: all)")
+    reconcile.add_argument("--dry-run", action="store_true", help="plan only, without repairs")
+    _add_timeout(reconcile)
+    _add_operated(reconcile, "changes", "reconcile")
+
+
+def _add_operated(parser: argparse.ArgumentParser, module: str, function: str) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        # boto3 takes half a second, which no other command need wait for
+        code: int = getattr(importlib.import_module(f".{module}", __package__), function)(arguments)
+        return code
+
+    _add_stack(parser)
+    parser.add_argument("--json", action="store_true", help="result as JSON")
+    parser.set_defaults(run=run)
+
+
+def _add_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        default=MAX_DEPLOYMENT_SECONDS,
+        help="time limit for following it (default: %(default)s)",
+    )
+
+
+def _count(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
 
 
 def _add_stack(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ from loradrop_client import LoradropError, StackOutputs, default_stack, explaini
 from .executions import RUNNING, Execution, StateView, UploadExecutions, follow, read_execution
 from .exit_codes import ExitCode
 from .tables import print_report
-from .terminal import CommandError, Progress, megabytes, safe
+from .terminal import CommandError, Progress, megabytes, print_message, safe
 from .validating import ProfileChoice, validate_stream
 
 # Events come within seconds as a rule; EventBridge itself goes on trying for a day.
@@ -116,7 +116,14 @@ def _print_validation(
 
 def _print_json(adapter: str, stack: str, report: ValidationReport, **more: Any) -> None:
     """One object in one form, whatever became of the push."""
-    blank: dict[str, Any] = {"outcome": None, "message": None, "component": None, "upload": None, "execution": None}
+    blank: dict[str, Any] = {
+        "outcome": None,
+        "message": None,
+        "component": None,
+        "replaced": None,
+        "upload": None,
+        "execution": None,
+    }
     print(json.dumps({"adapter": adapter, "stack": stack, **blank, **more, "validation": report.to_dict()}, indent=2))
 
 
@@ -338,19 +345,23 @@ class _Push:
                 outcome=outcome,
                 message=message,
                 component=execution.output.get("component") if execution and outcome is Outcome.DEPLOYED else None,
+                replaced=execution.output.get("replaced") if execution and outcome is Outcome.DEPLOYED else None,
                 upload=None if upload is None else {"uri": upload.uri, "version_id": upload.version_id},
                 execution=execution.arn if execution else None,
             )
             return code
-        for line in message.splitlines():
-            print(safe(line))
+        print_message(message)
         if outcome is Outcome.DEPLOYED:
-            for line in self._examples():
+            for line in self._examples(execution is not None and bool(execution.output.get("replaced"))):
                 print(safe(line))
         return code
 
-    def _examples(self) -> Iterator[str]:
+    def _examples(self, has_replaced: bool) -> Iterator[str]:
         name, stack = self._adapter, self._stack.name
+        if has_replaced:
+            yield ""
+            yield "Go back to what it replaced:"
+            yield f"  loradrop rollback {name} --stack {shlex.quote(stack)}"
         yield ""
         yield "Invoke it:"
         yield f'  loradrop invoke {name} "How are you?" --stack {shlex.quote(stack)}'

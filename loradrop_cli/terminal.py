@@ -3,12 +3,14 @@
 import os
 import shutil
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
 from typing import TextIO
 
 MAX_COLUMNS = 110
+PLAIN_COLUMNS = 80
 _SECONDS_BEFORE_BAR = 0.7
 _SECONDS_BETWEEN_BARS = 0.1
 _BAR_CELLS = 24
@@ -47,6 +49,28 @@ def painted(text: str, colour: str, stream: TextIO) -> str:
 
 def columns() -> int:
     return min(shutil.get_terminal_size((MAX_COLUMNS, 24)).columns, MAX_COLUMNS)
+
+
+def width() -> int:
+    """Of plain text: a terminal's own, and 80 where there is none."""
+    return columns() if sys.stdout.isatty() else min(columns(), PLAIN_COLUMNS)
+
+
+def print_message(message: str, stream: TextIO | None = None, indent: str = "") -> None:
+    """Each line, wrapped. A command, which is indented, stays on one line, and so does every word."""
+    for line in message.splitlines():
+        if line.startswith(" "):
+            print(f"{indent}{safe(line)}", file=stream)
+            continue
+        for part in textwrap.wrap(
+            safe(line),
+            width(),
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]:
+            print(part, file=stream)
 
 
 def megabytes(count: int) -> str:
