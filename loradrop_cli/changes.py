@@ -30,7 +30,7 @@ from .terminal import CommandError, Progress, painted, print_message, safe
 DEPLOYED_AT_ONCE = 4
 MIN_RELEASE_CHARACTERS = 4
 MAX_CHOICES = 8
-BATCH_POLL_SECONDS = 2.0
+BATCH_POLL_SECONDS = 1.0
 _MESSAGES = 10  # of SQS at a time
 _GONE = ("404", "NoSuchKey", "NoSuchVersion")
 _OVERTAKEN = ("412", "PreconditionFailed", "ConditionalRequestConflict", *_GONE)
@@ -224,7 +224,7 @@ def _rollback(connection: Connection, arguments: argparse.Namespace) -> int:
     reason = f"rolled back to release {short(release)}, when {was} was live"
     version = uploads.from_source(name, source, current, target.version_id, reason)
     if not arguments.json:
-        print(f"{name} goes back to release {short(release)}; {was} is live now. Upload {version}.")
+        print_message(f"{name} goes back to release {short(release)}; {was} is live now. Upload {version}.")
     ended = uploads.end_of(name, version)
     return _print_end(connection, ended, arguments)
 

@@ -135,7 +135,7 @@ def _reason(condition: Condition, newest: UploadRecord | None) -> str:
     if newest is None:
         return ""
     if condition is Condition.WAITING:
-        return f"the endpoint was full at {newest.full_at} components"
+        return f"full at {newest.full_at} components"
     if condition is Condition.REMOVED and newest.outcome is Outcome.REMOVED:
-        return "its tarball was deleted"
+        return "tarball deleted"
     return what_went_wrong(newest) if condition in UNSUCCESSFUL else ""
