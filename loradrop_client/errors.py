@@ -65,8 +65,9 @@ _UNKNOWN_KEY_CODES = frozenset(
         "UnrecognizedClientException",
     }
 )
+# The last is the answer to a HEAD, which has no body.
 _DENIED_CODES = frozenset(
-    {"AccessDenied", "AccessDeniedException", "AllAccessDisabled", "NotAuthorized", "UnauthorizedOperation"}
+    {"AccessDenied", "AccessDeniedException", "AllAccessDisabled", "NotAuthorized", "UnauthorizedOperation", "403"}
 )
 # A signature holds the time: AWS refuses one that is minutes off.
 _CLOCK_CODE, _CLOCK_SENTENCES = "RequestTimeTooSkewed", ("Signature expired", "Signature not yet current")

@@ -308,17 +308,26 @@ def test_a_client_that_knew_the_retired_component_finds_the_new_one(
 def documented(stack: StackUnderTest) -> list[dict[str, Any]]:
     """The two policies of docs/operations.md, for this stack."""
     section = (REPOSITORY / "docs/operations.md").read_text().partition("## Who may push")[2].partition("\n## ")[0]
-    known = {
+    known = known_names(stack)
+    policies = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    return [json.loads(re.sub(r"[A-Z_]{5,}", lambda found: known[found[0]], policy)) for policy in policies]
+
+
+def known_names(stack: StackUnderTest) -> dict[str, str]:
+    """What the capitals in those policies stand for."""
+    return {
         "REGION": REGION,
         "ACCOUNT": ACCOUNT,
         "STACK": stack.name,
         "UPLOAD_BUCKET": stack.uploads,
+        "RELEASE_BUCKET": stack.releases,
         "STATE_MACHINE": stack.machine.rpartition(":")[2],
+        "RECONCILER": stack.reconciler.rpartition(":")[2],
         "REGISTRY": stack.outputs["RegistryTable"],
+        "LOST_EVENTS": stack.outputs["LostEventsQueueUrl"].rpartition("/")[2],
         "ENDPOINT": stack.outputs["EndpointName"],
+        "BASE_COMPONENT": stack.outputs["BaseComponentName"],
     }
-    policies = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
-    return [json.loads(re.sub(r"[A-Z_]{5,}", lambda found: known[found[0]], policy)) for policy in policies]
 
 
 @pytest.fixture

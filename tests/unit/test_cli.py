@@ -206,7 +206,12 @@ def test_a_report_is_markdown_where_that_is_asked_for(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["validate"], ["package"], ["train"], ["push"], ["invoke"], ["profile"], ["codes"]]
+    "command",
+    [
+        [],
+        *([name] for name in ("validate", "package", "train", "push", "invoke", "profile", "codes")),
+        *([name] for name in ("list", "status", "history", "rollback", "remove", "retry", "redeploy", "reconcile")),
+    ],
 )
 def test_the_help_of_every_command_lists_its_exit_codes(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -270,7 +270,7 @@ def test_a_rollback_copies_the_release_that_was_live_before(shop: Shop, run: Any
     assert said["version_id"] == current["VersionId"]
     shop.deliver()
     assert shop.release() == release
-    assert run("rollback", "acme", "--to", release[:8])[1].startswith(f"Release {release} of acme is live already")
+    assert run("rollback", "acme", "--to", release[:8])[1].startswith(f"Release {release} of acme\nis live already")
     assert shop.versions() == 3
 
 
