@@ -435,15 +435,28 @@ def _each(
         print(_line(ended, time.monotonic() - began, stream), file=stream, flush=True)
         if len(names) == 1 or ended.code is not ExitCode.DONE:
             print_message(ended.message, stream, indent=" " * 13 if len(names) > 1 else "")
-    done = sum(one.code is ExitCode.DONE for one in ends)
     if arguments.json:
         said = {"stack": connection.stack.name, **more, "adapters": [one.to_dict() for one in ends]}
         print(json.dumps(said, indent=2))
-    elif len(names) != 1:
-        differ = [one for one in ends if one.answers and one.answers.endswith("differ")]
-        answers = f", {len(differ)} with other answers" if any(one.answers for one in ends) else ""
-        print(f"{done} of {len(names)} done{answers}, {len(names) - done} failed and stay as they were.")
+    else:
+        _print_summary(names, ends, more.get("lost_events"))
     return max((one.code for one in ends), default=ExitCode.DONE)
+
+
+def _print_summary(names: list[str], ends: list[Ended], lost: dict[str, Any] | None) -> None:
+    if lost is not None and lost["started"]:
+        print(f"{lost['started']} lost events were started.")
+    if lost is not None and lost["left"]:
+        print(f"{len(lost['left'])} messages in the queue of lost events are no events; they stay there:")
+        for body in lost["left"]:
+            print(f"  {safe(body)}")
+    if not names:
+        print("There is nothing to do.")
+    elif len(names) > 1:
+        done = sum(one.code is ExitCode.DONE for one in ends)
+        differ = sum(bool(one.answers and one.answers.endswith("differ")) for one in ends)
+        answers = f", {differ} with other answers" if any(one.answers for one in ends) else ""
+        print(f"{done} of {len(names)} done{answers}, {len(names) - done} failed and stay as they were.")
 
 
 def _ends(connection: Connection, uploads: _Uploads, names: list[str], change: _Change) -> Iterator[Ended]:

@@ -165,11 +165,9 @@ def _stack_status(connection: Connection, arguments: argparse.Namespace) -> int:
         ("profile", stack.parameters.get("BaseProfile", "-")),
         ("components", f"{standing_now}, beside the base{limit}"),
         ("adapters", ", ".join(f"{counts[one]} {one}" for one in Condition if counts[one]) or "none"),
-        ("alarms", "none" if not alarms else ""),
+        *(("alarm", f"{alarm['name']}: {alarm['description']}") for alarm in alarms),
     ]
-    _print_rows(lines)
-    for alarm in alarms:
-        _print_rows([("", f"{alarm['name']}: {alarm['description']}")])
+    _print_rows(lines if alarms else [*lines, ("alarms", "none")])
     if any(counts[one] for one in UNSUCCESSFUL):
         print(f"To see what failed:\n  {connection.command('list', '--failed')}")
     return ExitCode.DONE
