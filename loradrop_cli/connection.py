@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Calls of one command at a time; DynamoDB answers in milliseconds, and Step Functions throttles.
 THREADS = 16
-MAX_NEAR_NAMES = 5
+MAX_NEAR_NAMES = 3
 NEAR = 0.5  # of difflib's ratio
 _CONFIG = Config(
     retries={"mode": "adaptive", "total_max_attempts": 10}, connect_timeout=5, read_timeout=20, max_pool_connections=32

@@ -30,10 +30,12 @@ from .errors import (
     AWS_ERRORS,
     AccessRefusedError,
     AwsUnavailableError,
+    ComponentBrokenError,
     LoradropError,
     ModelError,
     ModelNotReadyError,
     NoLiveComponentError,
+    RequestRefusedError,
     StreamBrokenError,
     explained,
 )
@@ -51,6 +53,8 @@ MAX_DELAY_SECONDS = 8.0
 INVOKE_CONFIG = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=65, max_pool_connections=50)
 # To ask twice does no harm. But after a read timeout the model may still be at work on the first.
 NOT_SENT = (ConnectionClosedError, ConnectTimeoutError, EndpointConnectionError)
+# Of the model server: what it was asked is at fault. 424 too, where it is not that the model is loading.
+BAD_REQUEST_STATUSES = (400, 413, 422, 424)
 # Of endpoints and components, as SageMaker has them. They go into a path and a header.
 RESOURCE_NAME = re.compile(r"[A-Za-z0-9-]{1,63}")
 
@@ -226,7 +230,11 @@ class Adapters:
             except _ComponentRefusedError as error:
                 self._forget(adapter, live)
                 if is_renewed or self._live(adapter) == live:
-                    raise ModelError(str(error), error.status) from error.__cause__
+                    raise ComponentBrokenError(
+                        f"{error} The live pointer names this component. If it is missing or Failed, ReconcileFleet heals it "
+                        f"within minutes. To see how it stands:\n  loradrop status {shlex.quote(adapter)}",
+                        error.status,
+                    ) from error.__cause__
                 is_renewed = True
             except ModelNotReadyError as error:
                 self._forget(adapter, live)
@@ -289,11 +297,17 @@ def _refusal(component: str, error: ClientError) -> LoradropError:
         return ModelNotReadyError(said, status)
     if code in ("ValidationError", "ValidationException"):
         return _ComponentRefusedError(said, status)
-    return ModelError(said, status)
+    return _failed(said, status)
 
 
 def _classified(said: str, status: int | None) -> ModelError:
-    return ModelNotReadyError(said, status) if is_not_ready(status, "", said) else ModelError(said, status)
+    return ModelNotReadyError(said, status) if is_not_ready(status, "", said) else _failed(said, status)
+
+
+def _failed(said: str, status: int | None) -> ModelError:
+    if status in BAD_REQUEST_STATUSES:
+        return RequestRefusedError(f"{said} Change the request: the model server would refuse it again.", status)
+    return ModelError(said, status)
 
 
 def _parts(body: "EventStream[Any]") -> Iterator[bytes]:

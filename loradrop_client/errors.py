@@ -40,6 +40,14 @@ class ModelNotReadyError(ModelError):
     """Not ready until the deadline: the model is loading or full, or calls are throttled."""
 
 
+class RequestRefusedError(ModelError):
+    """The model server refuses this request, and would do so again: the request is bad."""
+
+
+class ComponentBrokenError(ModelError):
+    """SageMaker does not call the component that the live pointer names: if it is missing or Failed, it is being healed."""
+
+
 class StreamBrokenError(ModelError):
     """The answer broke off after it had begun. What came is incomplete; a stream is not retried."""
 

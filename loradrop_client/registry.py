@@ -50,27 +50,34 @@ class RegistryReader:
     def uploads(self, adapter: str, limit: int | None = None) -> Iterator[UploadRecord]:
         """The adapter's history, newest first."""
         pages = self._client.get_paginator("query").paginate(
-            TableName=self._table,
-            KeyConditionExpression="adapter = :adapter AND #record BETWEEN :first AND :last",
-            ExpressionAttributeNames={"#record": "record"},
-            ExpressionAttributeValues={
-                ":adapter": {"S": adapter},
-                ":first": {"S": UPLOAD},
-                ":last": {"S": AFTER_UPLOADS},
-            },
-            ScanIndexForward=False,
-            ConsistentRead=True,
+            **self._history(adapter),
             PaginationConfig={"MaxItems": limit, "PageSize": limit} if limit is not None else {},
         )
         return (record_of(item) for page in pages for item in page["Items"])
 
     def newest(self, adapter: str) -> UploadRecord | None:
-        return next(self.uploads(adapter, 1), None)
+        """One plain query: a list asks this of every adapter."""
+        items = self._client.query(**self._history(adapter), Limit=1)["Items"]
+        return record_of(items[0]) if items else None
 
     def of_version(self, adapter: str, version_id: str) -> UploadRecord | None:
         """The upload of this version, among the newest; None until its execution has claimed it."""
         recent = self.uploads(adapter, _RECENT)
         return next((one for one in recent if one.version_id == version_id and one.heals is None), None)
+
+    def _history(self, adapter: str) -> Any:
+        return {
+            "TableName": self._table,
+            "KeyConditionExpression": "adapter = :adapter AND #record BETWEEN :first AND :last",
+            "ExpressionAttributeNames": {"#record": "record"},
+            "ExpressionAttributeValues": {
+                ":adapter": {"S": adapter},
+                ":first": {"S": UPLOAD},
+                ":last": {"S": AFTER_UPLOADS},
+            },
+            "ScanIndexForward": False,
+            "ConsistentRead": True,
+        }
 
     def _get(self, adapter: str, record: str) -> dict[str, Any] | None:
         key = {"adapter": {"S": adapter}, "record": {"S": record}}
