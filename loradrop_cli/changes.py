@@ -74,6 +74,10 @@ class _Uploads:
         self._bucket = connection.stack.output("UploadBucketName")
         self._deadline = time.monotonic() + timeout_seconds
 
+    def stop(self) -> None:
+        """Time is over: whatever is awaited comes back as it is."""
+        self._deadline = time.monotonic()
+
     def current(self, adapter: str) -> Mapping[str, Any] | None:
         return self.head(self._bucket, upload_key(adapter))
 
@@ -472,10 +476,10 @@ def _ends(connection: Connection, uploads: _Uploads, names: list[str], change: _
         try:
             for future in as_completed(pending):
                 yield future.result()
-        except KeyboardInterrupt:
+        finally:  # at Ctrl-C nobody waits for the others
+            uploads.stop()
             for future in pending:
                 future.cancel()
-            raise
 
 
 def _line(ended: Ended, seconds: float, stream: Any) -> str:

@@ -36,6 +36,8 @@ DEFAULT_PROFILE = "llama-3.1-8b-instruct"
 MAX_MODEL_CONFIG_BYTES = 4 * 1024 * 1024
 MAX_LISTED_NAMES = 8
 MAX_DEPLOYMENT_SECONDS = 3600
+# ReconcileFleet is started at once; what it misses, its next pass finds.
+MAX_REMOVAL_SECONDS = 300
 
 _EXAMPLES = """\
 examples:
@@ -256,7 +258,7 @@ def _add_life(command: Any) -> None:
     remove.add_argument("adapter", metavar="ADAPTER", help="adapter name")
     remove.add_argument("--yes", action="store_true", help="no question before it")
     remove.add_argument("--no-wait", action="store_true", help="end after the deletion, without following the removal")
-    _add_timeout(remove)
+    _add_timeout(remove, MAX_REMOVAL_SECONDS)
     _add_operated(remove, "changes", "remove")
 
     retry = command("retry", "deploy again what failed")
@@ -296,12 +298,12 @@ def _add_operated(parser: argparse.ArgumentParser, module: str, function: str) -
     parser.set_defaults(run=run)
 
 
-def _add_timeout(parser: argparse.ArgumentParser) -> None:
+def _add_timeout(parser: argparse.ArgumentParser, seconds: int = MAX_DEPLOYMENT_SECONDS) -> None:
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
         type=_seconds,
-        default=MAX_DEPLOYMENT_SECONDS,
+        default=seconds,
         help="time limit for following it (default: %(default)s)",
     )
 
