@@ -114,9 +114,14 @@ def test_what_failed_is_listed_and_tried_again(stack: StackUnderTest, run: Run) 
     assert "out of order" in failed[name]["reason"]
     alarm = stack.resource("DeploymentsFailedAlarm")
     eventually(lambda: alarm in [one["name"] for one in said(run, "status")["alarms"]], "the alarm")
-    code, shown = run("retry", name)
-    assert code == 0, shown
+    stack.cloud.behave(seconds_to_in_service=2.0)
+    code, shown = run("retry", name, "--timeout", "0")
+    assert code == 3
+    assert f"loradrop status {name} --watch" in shown
+    eventually(lambda: said(run, "status", name)["running"], "its execution")
+    shown = run("status", name, "--watch")[1]
     assert "✓ AdapterDeployed" in shown
+    assert f"{name}: live since" in shown
     assert "Is" not in re.findall(r"✓ (\w\w)", shown), "no Choice is shown"
     assert said(run, "history", name)["uploads"][0]["repeats_because"] == "tried again, since it was failed"
     code, shown = run("retry", wrapped)
