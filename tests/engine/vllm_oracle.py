@@ -60,7 +60,7 @@ def main() -> None:
                 (found,) = output.outputs[0].logprobs
                 values = [(token, one.logprob) for token, one in found.items()]
                 answer["likeliest"].append([(token, nats if math.isfinite(nats) else None) for token, nats in values])
-        except Exception as error:  # noqa: BLE001: whatever the engine raises is the answer
+        except Exception as error:  # noqa: BLE001 (whatever the engine raises is the answer)
             answer |= {"failed": stage, "error": f"{type(error).__name__}: {error}", "likeliest": []}
         if lora is not None:
             # A load that failed half-way leaves the adapter registered.
