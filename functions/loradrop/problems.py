@@ -346,7 +346,7 @@ class ProblemCode(StrEnum):
     CONFIG_DUPLICATE_KEY = (
         "CONFIG_DUPLICATE_KEY",
         Severity.ERROR,
-        Consequence.SILENT,
+        Consequence.UNSAFE,
         "A key occurs twice in `adapter_config.json`: the last one wins, which a reader of the file may not see.",
         "Keep the right one of the two.",
     )
@@ -437,7 +437,7 @@ class ProblemCode(StrEnum):
     PEFT_TYPE_UNSUPPORTED = (
         "PEFT_TYPE_UNSUPPORTED",
         Severity.ERROR,
-        Consequence.FAIL,
+        Consequence.SILENT,
         "The adapter is of another kind than LoRA: AdaLoRA, LoHa, IA3, prompt tuning, VeRA, …",
         "Train a plain LoRA: `LoraConfig(…)`.",
     )
@@ -500,7 +500,7 @@ class ProblemCode(StrEnum):
     SAFETENSORS_DUPLICATE_KEY = (
         "SAFETENSORS_DUPLICATE_KEY",
         Severity.ERROR,
-        Consequence.SILENT,
+        Consequence.UNSAFE,
         "The header names a tensor (or a field) twice: which of the two is loaded depends on the reader.",
         "Save with `save_pretrained`.",
     )
@@ -599,7 +599,7 @@ class ProblemCode(StrEnum):
     MODULE_TWICE = (
         "MODULE_TWICE",
         Severity.ERROR,
-        Consequence.SILENT,
+        Consequence.UNSAFE,
         "One module has the same tensor under two names (with and without `base_model.model.`): one of them is lost.",
         "Save with `save_pretrained`.",
     )
@@ -649,7 +649,7 @@ class ProblemCode(StrEnum):
     PARTLY_UNTRAINED = (
         "PARTLY_UNTRAINED",
         Severity.ERROR,
-        Consequence.SILENT,
+        Consequence.POLICY,
         "A `lora_B` has long runs of rows that are exactly zero, which no training leaves: a part of it was lost when it was "
         "saved from several processes.",
         "Gather the weights before saving (DeepSpeed ZeRO-3: `stage3_gather_16bit_weights_on_model_save`; FSDP: "

@@ -139,6 +139,11 @@ def good(chance: random.Random) -> Draft:
     return draft
 
 
+def halves(path: str) -> tuple[str, str]:
+    is_embedding = path.endswith("embed_tokens")
+    return ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
+
+
 def add(draft: Draft, module: str, layer: int, rank: int, scale: float) -> None:
     """One adapted module, in the file as it is meant."""
     in_features, out_features = dimensions(module)
@@ -149,8 +154,7 @@ def add(draft: Draft, module: str, layer: int, rank: int, scale: float) -> None:
     b = (torch.randn(out_features, rank, generator=generator) * size).to(dtype)
     path = path_of(module, layer)
     draft.updates[path] = Update(a.float(), b.float(), scale)
-    names = ("lora_embedding_A", "lora_embedding_B") if module == "embed_tokens" else ("lora_A.weight", "lora_B.weight")
-    for name, tensor in zip(names, (a, b), strict=True):
+    for name, tensor in zip(halves(path), (a, b), strict=True):
         draft.tensors[f"{PREFIX}{path}.{name}"] = tensor
 
 
@@ -386,11 +390,13 @@ def target_modules(draft: Draft) -> None:
 def patterns(draft: Draft) -> None:
     """Other ranks or alphas for some modules, in one of the ways in which patterns are written."""
     r, alpha = draft.config.get("r"), draft.config.get("lora_alpha")
+    if any(f"{PREFIX}{path}.{half}" not in draft.tensors for path in draft.updates for half in halves(path)):
+        return  # they have other names by now
     numbers = all(
         isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) and one > 0
         for one in (r, alpha)
     )
-    if not numbers or not draft.updates:
+    if not numbers or not draft.updates or not all(one.is_floating_point() for one in draft.tensors.values()):
         return
     path = draft.chance.choice(list(draft.updates))
     module = path.rpartition(".")[2]
@@ -432,7 +438,10 @@ def patterns(draft: Draft) -> None:
     name = draft.chance.choice(["rank_pattern", "alpha_pattern"])
     matched = [one for one in draft.updates if is_matched(key, one)]
     odd: list[Any] = [r if name == "rank_pattern" else alpha, float(r), "8", None, 0, -1, 32, True, 3.5, [4], math.nan]
-    usual = draft.chance.choice([1, 2, 4, 8, 16])
+    # An alpha that leaves enough of the update to be seen.
+    usual = draft.chance.choice(
+        [1, 2, 4, 8, 16] if name == "rank_pattern" else [alpha / 2, alpha, 2 * alpha, 4 * alpha]
+    )
     value: Any = draft.chance.choice(odd) if draft.chance.random() < 0.3 else usual
     draft.config[name] = {key: value}
     if draft.chance.random() < 0.2:
@@ -687,6 +696,8 @@ def dtype(draft: Draft) -> None:
     name = draft.some()
     for one, tensor in list(draft.tensors.items()):
         if scope == "all" or one == name or (scope == "A" and "_A" in one.rpartition(".lora_")[2]):
+            if not tensor.is_floating_point():
+                continue
             cast = tensor.float().abs().to(DTYPES[wanted]) if wanted == "F8_E8M0" else tensor.float().to(DTYPES[wanted])
             draft.tensors[one] = cast
             module, _, half = one.rpartition(".lora_")
@@ -745,8 +756,12 @@ def values(draft: Draft) -> None:
                 draft.tensors[one] = torch.zeros_like(tensor)
             draft.is_served_as_meant = False
         elif way == "tiny":
-            draft.tensors[one] = (tensor.float() * 1e-4).to(tensor.dtype)
-            draft.is_served_as_meant = False
+            draft.tensors[one] = (tensor.float() * 1e-4).to(tensor.dtype)  # so faint that the smoke test decides
+            update = draft.updates.get(one.rpartition(".lora_")[0].removeprefix(PREFIX))
+            if update is not None and half == "A":
+                update.a = draft.tensors[one].float()
+            elif update is not None:
+                update.b = draft.tensors[one].float()
         elif way == "-0" and half == "B":
             draft.tensors[one] = torch.full_like(tensor, -0.0)
             draft.is_served_as_meant = False
@@ -758,8 +773,12 @@ def values(draft: Draft) -> None:
                 changed[: max(1, len(changed) // 2)] = 0
             elif way == "constant":
                 changed.fill_(0.01)
-            elif way in ("nan", "inf", "-inf", "1e20", "1e30", "1e38", "600"):
+            elif way in ("nan", "inf", "-inf", "1e38", "600"):
                 changed[0, -1] = float(way)
+            elif way in ("1e20", "1e30"):
+                changed.fill_(float(way))
+            if way.startswith("1e"):  # no training gives that, whatever comes of it
+                draft.is_served_as_meant = False
             draft.tensors[one] = changed
             update = draft.updates.get(one.rpartition(".lora_")[0].removeprefix(PREFIX))
             if update is not None:
@@ -767,8 +786,6 @@ def values(draft: Draft) -> None:
                     update.a = changed.float()
                 else:
                     update.b = changed.float()
-            if way == "zero rows" and half == "B" and len(changed) >= 2048:
-                draft.is_served_as_meant = False
 
 
 @change(4)
@@ -932,9 +949,11 @@ def adapters(seed: int) -> Iterator[Draft]:
     while True:
         chance = random.Random(f"{seed}:{number}")
         draft = good(chance)
-        for _ in range(chance.choice([0, 1, 1, 1, 1, 1, 1, 1, 2, 2])):
+        wanted = chance.choices(
+            CHANGES, [weight for *_, weight in CHANGES], k=chance.choice([0, 1, 1, 1, 1, 1, 1, 1, 2, 2])
+        )
+        for function in dict.fromkeys(function for _, function, _ in wanted):
             if draft.tensors:
-                (_, function, _), *_ = chance.choices(CHANGES, [weight for *_, weight in CHANGES])
                 function(draft)
         number += 1
         yield draft
