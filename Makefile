@@ -3,6 +3,9 @@ PYTHON ?= python3
 PORT ?= 4566
 # Of the local cloud: tiny, stand-in (not for the demo) or vllm, which wants `make engine`.
 ENGINE ?= tiny
+# Of test-engine: how many adapters are generated, and which.
+ADAPTERS ?= 300
+SEED ?= 1
 VENV := .venv
 TOOLS := .tools
 BIN := $(VENV)/bin
@@ -69,7 +72,7 @@ engine: .engine/.installed ## Install vLLM for the CPU in an environment of its 
 
 test-engine: setup engine ## The engines against each other, and the validator against vLLM
 	@echo "== the real engine"
-	$(BIN)/python -m pytest tests/engine -q
+	$(BIN)/python -m pytest tests/engine -q --adapters $(ADAPTERS) --seed $(SEED)
 
 docs: ## Generate docs/problems.md and docs/recipe.md
 	$(BIN)/python -m loradrop_cli codes --markdown > docs/problems.md

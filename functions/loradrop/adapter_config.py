@@ -61,7 +61,14 @@ _HEADS = ("classifier", "score")
 
 
 class _InvalidPatternError(ValueError):
-    """A key that is no regular expression: the engine raises as it comes to it."""
+    """A key that is no regular expression: the engine raises as it comes to it.
+
+    `is_taken`: the engine's reader takes it, unlike PEFT's: an escaped letter that means nothing is the letter there.
+    """
+
+    def __init__(self, message: str, *, is_taken: bool) -> None:
+        super().__init__(message)
+        self.is_taken = is_taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +395,8 @@ def _pattern(
         read, refused = _read_entries(pattern, is_read=is_read)
     except _InvalidPatternError as error:
         reason = f"{key} has {error}."
-        problems.add(ProblemCode.PATTERN_UNSUPPORTED, reason, place=key, consequence=Consequence.FAIL)
+        consequence = Consequence.SILENT if error.is_taken else Consequence.FAIL
+        problems.add(ProblemCode.PATTERN_UNSUPPORTED, reason, place=key, consequence=consequence)
         return None
     if all(_is_same(value, default) for value in pattern.values()):
         return ()  # whatever its names match
@@ -407,7 +415,10 @@ def _read_entries(pattern: Mapping[str, object], *, is_read: bool) -> tuple[Entr
             entry = _entry(name, value)
         except re.error as error:
             if is_read:
-                raise _InvalidPatternError(f"{shown(name)}, which is no regular expression: {error}") from error
+                raise _InvalidPatternError(
+                    f"{shown(name)}, which is no regular expression: {error}",
+                    is_taken=error.msg.startswith("bad escape"),
+                ) from error
             entry = None
         if entry is None:
             refused = refused or name

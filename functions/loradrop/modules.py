@@ -69,8 +69,12 @@ def match_modules(
             continue
         _check_values(tensor, weights, problems)
         side, path = _split(tensor.name)
-        # The engine holds an embedding's A, by its name, against the vocabulary; for the rest either name does.
-        is_misnamed = tensor.name.endswith(_EMBEDDING_A) and path.rpartition(".")[2] != EMBEDDING_MODULE
+        # The engine compares an embedding's A, by its name, with the vocabulary; for the rest either name does.
+        is_misnamed = (
+            tensor.name.endswith(_EMBEDDING_A)
+            and path.rpartition(".")[2] != EMBEDDING_MODULE
+            and tensor.shape[1:2] != (profile.vocab_size,)
+        )
         if side is None or is_misnamed:
             problems.add_grouped(
                 ProblemCode.TENSOR_NAME_UNEXPECTED,
@@ -104,7 +108,7 @@ def match_modules(
     for path, sides in (*halves.items(), *elsewhere.items()):
         if len(sides) == 1:
             module = where[path][0] if path in where else None
-            _check_half(path, module, sides, config, problems)
+            _check_half(path, module, sides, problems)
         elif path in where:
             pairs.append(Pair(path, *where[path], sides["A"], sides["B"]))
     _check_effect(pairs, weights, problems)
@@ -137,16 +141,13 @@ def _check_values(tensor: Tensor, weights: Weights, problems: Problems) -> None:
     _check_dtype(tensor, problems)
 
 
-def _check_half(
-    path: str, module: str | None, sides: Mapping[str, Tensor], config: AdapterConfig | None, problems: Problems
-) -> None:
+def _check_half(path: str, module: str | None, sides: Mapping[str, Tensor], problems: Problems) -> None:
     """Of a module that has one half alone; `module` is None where the base has none of that name."""
     ((side, tensor),) = sides.items()
     other = "B" if side == "A" else "A"
-    scaling = None if config is None else config.scaling_of(path)
-    # The engine scales every lora_B, which must be there then; and leaves out a missing part of what it packs into one.
-    is_scaled = other == "B" and scaling not in (1.0, None)
-    is_silent = (module is None or module in _PACKED_PROJECTIONS) and not is_scaled
+    # The engine scales every lora_B and pins every matrix in the host's memory, and fails where one is missing; but it leaves out
+    # a missing part of what it packs into one.
+    is_silent = other == "A" and module in _PACKED_PROJECTIONS
     problems.add_grouped(
         ProblemCode.LORA_PAIR_INCOMPLETE,
         f"{shown(path)} has lora_{side} and no lora_{other}.",

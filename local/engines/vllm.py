@@ -218,7 +218,15 @@ class VllmEngine:
             folder = self._adapters.pop(name)
         shutil.rmtree(folder, ignore_errors=True)
 
+    def folder_of(self, name: str) -> Path:
+        """Where a registered adapter lies unpacked. What is evicted is read from there again."""
+        return self._adapters[name]
+
     # Answers
+
+    def post(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:
+        """vLLM's own answer, as it is: (status, body)."""
+        return self._call("POST", path, body, headers)
 
     def generate(
         self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
@@ -298,8 +306,14 @@ class VllmEngine:
             raise ValueError(_message(answer))
         return json.loads(answer)
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
-        with self._request(method, path, body) as response:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        with self._request(method, path, body, headers) as response:
             status, answer = response.status, response.read()
         if status >= 500:
             self._check_alive()
@@ -307,7 +321,7 @@ class VllmEngine:
 
     @contextlib.contextmanager
     def _request(
-        self, method: str, path: str, body: dict[str, Any] | None = None, headers: Mapping[str, str] | None = None
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         connection = http.client.HTTPConnection(HOST, self._port, timeout=REQUEST_SECONDS)
         content = None if body is None else json.dumps(body)

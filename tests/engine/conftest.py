@@ -18,6 +18,11 @@ from loradrop_training.tiny import tiny_base
 LIMITS = LoraLimits(max_loras=2, max_cpu_loras=4, max_lora_rank=16)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--adapters", type=int, default=300, help="of the differential test (default: %(default)s)")
+    parser.addoption("--seed", type=int, default=1, help="of the differential test (default: %(default)s)")
+
+
 @pytest.fixture(scope="session")
 def base() -> Path:
     return tiny_base()

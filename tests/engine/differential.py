@@ -30,7 +30,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from local.engines.vllm import PYTHON, not_installed
-from loradrop.problems import Consequence
+from loradrop.problems import POLICIES, Consequence, ProblemCode
 from loradrop.profile import load_profile
 from loradrop.validation_report import ValidationReport
 from loradrop.validator import validate
@@ -165,17 +165,20 @@ class Outcome:
     def disagreement(self) -> str | None:
         """Its kind; None where the two say the same, or a policy speaks."""
         said = self.consequences
+        if not self.report.accepted and _is_unread(self.report):
+            return None
         if self.engine is Verdict.SERVED:
-            if self.report.accepted or said <= {Consequence.POLICY, Consequence.UNSAFE}:
-                return None
-            return "false rejection"
+            is_policy = said <= {Consequence.POLICY, Consequence.UNSAFE}
+            is_listed = all(problem.code in POLICIES for problem in self.report.problems)
+            return None if self.report.accepted or (is_policy and is_listed) else "false rejection"
         if self.report.accepted:
             return None if self.engine is Verdict.FAINT else "false acceptance"
         if self.engine is Verdict.FAIL and not said & {Consequence.FAIL, Consequence.UNSAFE}:
             return "fails, and is said to load"
         if self.engine is Verdict.SILENT and Consequence.SILENT not in said:
-            return None if said & {Consequence.UNSAFE} else "loads, and is said to fail"
-        if self.engine is Verdict.SILENT and Consequence.FAIL in said:
+            is_excused = Consequence.UNSAFE in said or _fails_on_a_gpu(self.report)
+            return None if is_excused else "loads, and is said to fail"
+        if self.engine is Verdict.SILENT and Consequence.FAIL in said and not _fails_on_a_gpu(self.report):
             return "loads, and is said to fail"
         return None
 
@@ -184,6 +187,21 @@ class Outcome:
             sorted(f"{problem.code.name}:{problem.consequence.value}" for problem in self.report.problems)
         )
         return f"#{self.number} {'; '.join(self.changes) or 'unchanged'}\n    engine: {self.engine.value} {self.error[:160]!r}\n    validator: {codes or 'accepted'}"
+
+
+def _is_unread(report: ValidationReport) -> bool:
+    """A policy of the configuration's form: what the settings are is not looked at then."""
+    return any(
+        problem.code in (ProblemCode.CONFIG_NOT_JSON, ProblemCode.CONFIG_TOO_LARGE)
+        and problem.consequence in (Consequence.POLICY, Consequence.UNSAFE)
+        for problem in report.problems
+    )
+
+
+def _fails_on_a_gpu(report: ValidationReport) -> bool:
+    """Of a missing half alone: the engine pins every matrix in memory where there is a GPU, and raises; on a CPU it goes on."""
+    failing = {problem.code for problem in report.problems if problem.consequence is Consequence.FAIL}
+    return failing == {ProblemCode.LORA_PAIR_INCOMPLETE}
 
 
 @dataclass(slots=True)

@@ -4,9 +4,11 @@ A draft begins as a good adapter for the tiny base, of random modules, ranks, sc
 to it. A change that only alters how the same thing is written leaves `meant` as it is; one that alters what is meant alters both.
 """
 
+import functools
 import io
 import json
 import math
+import operator
 import random
 import re
 import struct
@@ -319,7 +321,7 @@ def init(draft: Draft) -> None:
 
 @change(2)
 def feature(draft: Draft) -> None:
-    keys = {
+    keys: dict[str, list[Any]] = {
         "alora_invocation_tokens": [[1, 2], [], None, 0, "x"],
         "layer_replication": [[[0, 4]], [], None, 1],
         "invocation_string": ["x", "", None],
@@ -389,7 +391,8 @@ def target_modules(draft: Draft) -> None:
 @change(6)
 def patterns(draft: Draft) -> None:
     """Other ranks or alphas for some modules, in one of the ways in which patterns are written."""
-    r, alpha = draft.config.get("r"), draft.config.get("lora_alpha")
+    r: Any = draft.config.get("r")
+    alpha: Any = draft.config.get("lora_alpha")
     if any(f"{PREFIX}{path}.{half}" not in draft.tensors for path in draft.updates for half in halves(path)):
         return  # they have other names by now
     numbers = all(
@@ -776,7 +779,7 @@ def values(draft: Draft) -> None:
             elif way in ("nan", "inf", "-inf", "1e38", "600"):
                 changed[0, -1] = float(way)
             elif way in ("1e20", "1e30"):
-                changed.fill_(float(way))
+                changed = torch.full_like(tensor.float(), float(way)).to(tensor.dtype)
             if way.startswith("1e"):  # no training gives that, whatever comes of it
                 draft.is_served_as_meant = False
             draft.tensors[one] = changed
@@ -905,7 +908,7 @@ def files(draft: Draft) -> None:
         "a pickle too": lambda found: found | {"adapter_model.bin": b"\x80\x04N."},
         "other name": lambda found: {name.replace("adapter_model", "model"): data for name, data in found.items()},
         **{
-            f"with {name}": lambda found, name=name: found | {name: b"x"}
+            f"with {name}": functools.partial(operator.or_, {name: b"x"})
             for name in (
                 *(
                     "README.md",

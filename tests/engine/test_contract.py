@@ -259,10 +259,7 @@ def test_adapters_that_answer_at_once_do_not_mix(tiny: TinyEngine, vllm: VllmEng
         for engine in (tiny, vllm):
             engine.load_adapter(name, tarball(adapter_files(seed=seed, scale=0.1)))
     answers: dict[str, Generation] = {}
-    threads = [
-        threading.Thread(target=lambda name=name: answers.update({name: ask(vllm, name)}))  # type: ignore[misc]
-        for name in names
-    ]
+    threads = [threading.Thread(target=lambda name=name: answers.update({name: ask(vllm, name)})) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import sys
+from typing import Any
 
 os.environ.update(
     OMP_NUM_THREADS="1",
@@ -47,7 +48,7 @@ def main() -> None:
     sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=8)
     for number, line in enumerate(sys.stdin, start=1):
         question = json.loads(line)
-        answer = {"failed": None, "error": "", "likeliest": []}
+        answer: dict[str, Any] = {"failed": None, "error": "", "likeliest": []}
         lora, stage = None, "load"
         try:
             if question["folder"] is not None:

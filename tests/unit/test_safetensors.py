@@ -342,7 +342,7 @@ def test_long_runs_of_zeros_are_counted_however_a_tensor_is_cut(
 
 
 def test_the_sample_of_magnitudes_does_not_depend_on_the_cut() -> None:
-    layout = Float(2, 0x7FFF, 0x7F80, (0x7F,), bytes(range(0x44)) + bytes(range(0x80, 0xC4)))
+    layout = Float(2, 0x7FFF, 0x7F80, (0x7F,), bytes(range(0x44)) + bytes(range(0x80, 0xC4)), b"")
     data = bytearray(struct.pack("<H", 0x3F80) * 100)  # 1.0
     data[2 * 32 : 2 * 33] = struct.pack("<H", 0xE000)  # far below -512, the third of the sample
     for cut in range(101):
