@@ -596,8 +596,9 @@ def missing(draft: Draft) -> None:
         return
     if way == "a pair":
         module = draft.some().rpartition(".lora_")[0]
-        gone = {name for name in draft.tensors if name.startswith(f"{module}.lora_")}
-        draft.updates.pop(module.removeprefix(PREFIX), None)
+        path = module.removeprefix(PREFIX)
+        gone = {name for name in draft.tensors if name.removeprefix(PREFIX).startswith(f"{path}.lora_")}
+        draft.updates.pop(path, None)
         if not draft.updates:
             draft.is_served_as_meant = False
     else:
