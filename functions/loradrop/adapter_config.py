@@ -60,10 +60,14 @@ _LARGEST = 1.7e308
 _HEADS = ("classifier", "score")
 
 
+# What Python's re refuses, and the engine's regex understands in its own way.
+_TAKEN_ESCAPES = frozenset(f"bad escape \\{letter}" for letter in "ghmpzGKMNPRX")
+
+
 class _InvalidPatternError(ValueError):
     """A key that is no regular expression: the engine raises as it comes to it.
 
-    `is_taken`: the engine's reader takes it, unlike PEFT's: an escaped letter that means nothing is the letter there.
+    `is_taken`: the engine's own library takes it, unlike PEFT's.
     """
 
     def __init__(self, message: str, *, is_taken: bool) -> None:
@@ -417,7 +421,7 @@ def _read_entries(pattern: Mapping[str, object], *, is_read: bool) -> tuple[Entr
             if is_read:
                 raise _InvalidPatternError(
                     f"{shown(name)}, which is no regular expression: {error}",
-                    is_taken=error.msg.startswith("bad escape"),
+                    is_taken=error.msg in _TAKEN_ESCAPES,
                 ) from error
             entry = None
         if entry is None:

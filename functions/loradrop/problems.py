@@ -697,6 +697,7 @@ POLICIES: Mapping[ProblemCode, str] = {
     ProblemCode.CONFIG_DUPLICATE_KEY: "The engine takes the last value, and a reader may see the first.",
     ProblemCode.PATTERN_UNSUPPORTED: "Of an expression with more than two repetitions, or with a repeated group: matching a "
     "stranger's expression can take for ever.",
+    ProblemCode.SAFETENSORS_HEADER_TOO_LARGE: "No adapter has that many tensors, and parsed JSON takes 25 times its bytes.",
     ProblemCode.SAFETENSORS_HEADER_INVALID: "Of white space before the header: the format forbids it, and the engine's reader takes it.",
     ProblemCode.SAFETENSORS_TENSOR_INVALID: "Of further fields: the format has none, and the engine's reader skips them.",
     ProblemCode.SAFETENSORS_METADATA_INVALID: "Of a null: the format wants an object, and the engine's reader takes it for none.",

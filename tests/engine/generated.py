@@ -273,6 +273,8 @@ def switch(draft: Draft) -> None:
 @change()
 def rslora(draft: Draft) -> None:
     value = pick(draft, "use_rslora", [True, False, None, 1, 0, "true", "false", "", [], {"a": 1}])
+    if "rank_pattern" in draft.config:
+        return  # of several ranks
     was, r = bool(draft.config.get("use_rslora")), draft.config.get("r")
     draft.config["use_rslora"] = value
     if isinstance(r, int) and r > 0 and bool(value) != was:
@@ -393,8 +395,8 @@ def patterns(draft: Draft) -> None:
     """Other ranks or alphas for some modules, in one of the ways in which patterns are written."""
     r: Any = draft.config.get("r")
     alpha: Any = draft.config.get("lora_alpha")
-    if any(f"{PREFIX}{path}.{half}" not in draft.tensors for path in draft.updates for half in halves(path)):
-        return  # they have other names by now
+    if draft.changes:
+        return  # it makes modules anew, as they are meant
     numbers = all(
         isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) and one > 0
         for one in (r, alpha)
@@ -556,7 +558,7 @@ def renamed(draft: Draft) -> None:
     way = pick(draft, "names", list(ways))
     before = set(draft.tensors)
     draft.rename(ways[way])
-    if way == "q as k" and before:
+    if way == "q as k" and before != set(draft.tensors):
         draft.is_served_as_meant = False
 
 
