@@ -141,7 +141,7 @@ class AdapterConfig:
 
     def scaling_of(self, module_path: str) -> float | None:
         r, alpha = self.rank_of(module_path), self.alpha_of(module_path)
-        if not r or alpha is None:
+        if r is None or r < 1 or alpha is None:
             return None
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 

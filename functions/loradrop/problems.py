@@ -693,7 +693,7 @@ POLICIES: Mapping[ProblemCode, str] = {
     ProblemCode.CODE_FILE: "The container may run, install or obey it; the engine itself does not.",
     ProblemCode.OTHER_WEIGHTS: "Nobody has validated them, and some engines load them.",
     ProblemCode.CONFIG_TOO_LARGE: "No configuration is that large.",
-    ProblemCode.CONFIG_NOT_JSON: "Of deep nesting and halves of surrogate pairs: Python's reader takes them, and others do not.",
+    ProblemCode.CONFIG_NOT_JSON: "Of deep nesting, numbers of hundreds of digits and halves of surrogate pairs: Python's reader takes them, and others do not.",
     ProblemCode.CONFIG_DUPLICATE_KEY: "The engine takes the last value, and a reader may see the first.",
     ProblemCode.PATTERN_UNSUPPORTED: "Of an expression with more than two repetitions, or with a repeated group: matching a "
     "stranger's expression can take for ever.",

@@ -10,7 +10,9 @@ import re
 from typing import NoReturn
 
 _MAX_DIGITS = 40
-_MAX_PYTHON_DIGITS = 4300  # where Python's own reader stops
+# Where Python reads it, which itself stops at 4300: what has no more is a float too.
+_MAX_PYTHON_DIGITS = 300
+_PYTHONS_DIGITS = 4300
 # Below it every reader of Python goes on.
 _SURE_DEPTH = 500
 # Strings as a whole, so that brackets inside them do not count. One that never ends matches to the end of the text,
@@ -106,7 +108,7 @@ def _refuse_half_characters(value: object) -> None:
 
 def _bounded_int(digits: str, max_digits: int) -> int | float:
     if len(digits) > max_digits:
-        raise JsonError(f"it has a number of {len(digits)} digits")
+        raise JsonError(f"it has a number of {len(digits)} digits", is_policy=len(digits) <= _PYTHONS_DIGITS)
     return -0.0 if digits == "-0" else int(digits)  # serde_json's -0 is no integer either
 
 
