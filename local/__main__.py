@@ -12,8 +12,11 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from .engines import vllm
 
 DEFAULT_PORT = 4566
 MAX_PORT = 65535
@@ -48,7 +51,10 @@ def main() -> int:
     except OSError as error:
         print(f"loradrop: cannot listen on {HOST}:{options.port}: {error.strerror}.\n{_advice(error)}", file=sys.stderr)
         return 1
-    if options.engine == "tiny" and not (options.base / "config.json").is_file():
+    if options.engine == "vllm" and (problem := vllm.not_installed()) is not None:
+        print(f"loradrop: {problem}", file=sys.stderr)
+        return 1
+    if options.engine != "stand-in" and not (options.base / "config.json").is_file():
         print(
             f"loradrop: there is no model in {options.base}. Make it:\n"
             "  python -m loradrop_training.tiny\n"
@@ -83,7 +89,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes any free port (default: %(default)s)")
     parser.add_argument(
-        "--engine", choices=("tiny", "stand-in"), default="tiny", help="what answers (default: %(default)s)"
+        "--engine", choices=("tiny", "stand-in", "vllm"), default="tiny", help="what answers (default: %(default)s)"
     )
     parser.add_argument(
         "--base", type=Path, default=DEFAULT_BASE, help="the base model's folder (default: %(default)s)"
@@ -183,15 +189,16 @@ async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
     from hypercorn.config import Config
 
     from . import faults, patches
-    from .engines.stand_in import StandInEngine
     from .front import Front, s3_client_of_role
     from .hosting import CONTROL, SERVING
+    from .hosting.serving import stand_in_engine
 
     faults.apply()  # first: what it answers for a dead Lambda, the patches name
     patches.apply()
     CONTROL.change(**BEHAVIOUR | options.behaviour)
     s3_client = s3_client_of_role if options.auth else None
-    SERVING.serve_with(StandInEngine if options.engine == "stand-in" else _tiny_engine(options.base), s3_client)
+    factories = {"stand-in": stand_in_engine, "tiny": _tiny_engine(options.base), "vllm": _vllm_engine(options.base)}
+    SERVING.serve_with(factories[options.engine], s3_client)
 
     config = Config()
     config.bind = [f"fd://{listener.fileno()}"]
@@ -215,15 +222,20 @@ async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
     await asyncio.wait({server, asyncio.create_task(ended.wait())}, return_when=asyncio.FIRST_COMPLETED)
     front.close()
     await asyncio.wait({server}, timeout=GRACE_SECONDS)
+    SERVING.close()
 
 
 def _tiny_engine(base: Path) -> Any:
-    def load() -> Any:
+    def load(_environment: Mapping[str, str]) -> Any:
         from .engines.llama import Engine  # torch, which takes seconds to import and is not always wanted
 
         return Engine(base)
 
     return load
+
+
+def _vllm_engine(base: Path) -> Any:
+    return lambda environment: vllm.VllmEngine(base, vllm.LoraLimits.of(environment))
 
 
 def _await_end_of_stdin(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:

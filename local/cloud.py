@@ -18,6 +18,7 @@ REGION = "us-east-1"
 REPOSITORY = Path(__file__).resolve().parent.parent
 START_DEADLINE_SECONDS = 60.0
 END_DEADLINE_SECONDS = 60.0
+EngineName = Literal["stand-in", "tiny", "vllm"]
 
 
 class LocalCloud:
@@ -30,7 +31,7 @@ class LocalCloud:
     def __init__(
         self,
         port: int = 0,
-        engine: Literal["stand-in", "tiny"] = "stand-in",
+        engine: EngineName = "stand-in",
         *,
         auth: bool = True,
         wait_scale: float = 1.0,

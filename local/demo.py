@@ -23,7 +23,7 @@ from rich.text import Text
 from loradrop_cli.executions import RUNNING, Execution, StateView, follow, read_execution
 from loradrop_training.sentiment import LABELS, MAX_NEW_TOKENS, held_out, sentiment_adapter
 
-from .cloud import REPOSITORY, LocalCloud
+from .cloud import REPOSITORY, EngineName, LocalCloud
 from .stack import DeployedStack
 
 # A real create takes minutes; this is long enough to see the machine wait.
@@ -42,10 +42,13 @@ class DemoError(Exception):
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--port", type=int, default=4566, help="of the local cloud (default: %(default)s)")
-    port = parser.parse_args().port
+    parser.add_argument(
+        "--engine", choices=("tiny", "vllm"), default="tiny", help="what answers (default: %(default)s)"
+    )
+    options = parser.parse_args()
     started = time.monotonic()
     try:
-        _demo(port)
+        _demo(options.port, options.engine)
     except DemoError as error:
         console.print(f"[red]The demo ends here:[/red] {error}", soft_wrap=True)
         return 1
@@ -65,11 +68,11 @@ What to try next:
   docs/using.md         invoking an adapter from Python"""
 
 
-def _demo(port: int) -> None:
+def _demo(port: int, engine: EngineName) -> None:
     _heading("A base, and an adapter that somebody trained")
     adapter = _build_adapter()
     _heading("The local cloud: MiniStack for AWS, with SageMaker hosting that really loads adapters")
-    with _local_cloud(port) as cloud:
+    with _local_cloud(port, engine) as cloud:
         shell = Shell(cloud)
         _heading("The stack, deployed as on AWS")
         shell.run_quietly("sam", "build")
@@ -114,10 +117,10 @@ def _build_adapter() -> Path:
 
 
 @contextmanager
-def _local_cloud(port: int) -> Iterator[LocalCloud]:
+def _local_cloud(port: int, engine: EngineName) -> Iterator[LocalCloud]:
     with tempfile.TemporaryFile() as log:
         started = time.monotonic()
-        cloud = LocalCloud(port, "tiny", behaviour={"seconds_to_in_service": SECONDS_TO_IN_SERVICE}, log=log)
+        cloud = LocalCloud(port, engine, behaviour={"seconds_to_in_service": SECONDS_TO_IN_SERVICE}, log=log)
         try:
             with console.status("   starting"):
                 cloud.__enter__()

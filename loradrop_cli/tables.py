@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from loradrop import rendering
-from loradrop.problems import ProblemCode, Severity
+from loradrop.problems import POLICIES, ProblemCode, Severity
 from loradrop.validation_report import ValidationReport
 
 from .terminal import columns, painted
@@ -22,6 +22,14 @@ _DOCUMENT_HEAD = """\
 Why loradrop rejects an adapter, or warns about it. A report names each problem by one of these codes, with the place,
 the value found and the value allowed. `loradrop codes CODE` shows the same in a terminal.
 """
+_POLICIES_HEAD = """
+# Policies
+
+What the engine would serve, or does not look at, and loradrop keeps out all the same. Everything else that is rejected was seen to fail,
+or to be served wrongly, by vLLM itself: [engine.md](engine.md).
+
+| code | why |
+|---|---|"""
 
 
 def print_report(
@@ -70,4 +78,6 @@ def code_document() -> str:
     for code in ProblemCode:
         parts.append(f"\n## {code}\n\n{code.meaning}\n\n- Severity: {code.severity.value}")
         parts.append(f"- If it were served: {code.consequence.sentence}\n- Fix: {code.how_to_fix}")
+    parts.append(_POLICIES_HEAD)
+    parts += [f"| [{code}](#{code.lower()}) | {why} |" for code, why in POLICIES.items()]
     return "\n".join(parts) + "\n"

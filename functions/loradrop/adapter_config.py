@@ -3,8 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
 
 from loradrop.policy import Policy
 from loradrop.problems import Consequence, Fix, FixKind, ProblemCode, Problems, shown, shown_name
@@ -42,10 +41,80 @@ _HARMLESS = frozenset(
         *("runtime_config", "peft_config", "quantization_config"),
     }
 )
-# A regular expression of a stranger may run for ever: only plain names are taken, of parts that a base has, so that it
-# makes no difference whether the dot between them is escaped or stands for any character.
+# A regular expression of a stranger may run for ever. Taken are plain names, of parts that a base has, so that it makes no
+# difference whether the dot between them is escaped or stands for any character;
 _PART = rf"(?:[0-9]+|{'|'.join(MODULE_PATH_PARTS)})"
-_PLAIN_PATTERN = re.compile(rf"\^?{_PART}(?:\\?\.{_PART})*")
+_PLAIN_PATTERN = re.compile(rf"\^?{_PART}(?:\\?\.{_PART})*|[A-Za-z0-9_-]+")
+# and expressions that are matched in a time that grows no faster than the cube of a name's length: with two repetitions of one
+# character, and one group of plain alternatives.
+_LITERAL = r"(?:[^\\.^$*+?{}\[\]()|]|\\[^A-Za-z0-9])"
+_SINGLE = rf"(?:{_LITERAL}|\.|\\d|\[[A-Za-z0-9_-]++\])"
+_SIMPLE_PATTERN = re.compile(rf"\^?(?:{_SINGLE}[*+]?|\((?:{_LITERAL}*+\|)*+{_LITERAL}*+\)|\|)*+\$?")
+_MAX_EXPRESSIONS = 8
+_MAX_MATCHED_CHARACTERS = 128
+_MAX_EXPRESSION_CHARACTERS = 256
+# Of what is only compiled, to see whether the engine can.
+_MAX_COMPILED_CHARACTERS = 64
+# Above it an integer is no float any more.
+_LARGEST = 1.7e308
+_HEADS = ("classifier", "score")
+
+
+# What Python's re refuses, and the engine's regex understands in its own way.
+_TAKEN_ESCAPES = frozenset(f"bad escape \\{letter}" for letter in "ghmpzGKMNPRX")
+
+
+class _InvalidPatternError(ValueError):
+    """A key that is no regular expression: the engine raises as it comes to it.
+
+    `is_taken`: the engine's own library takes it, unlike PEFT's.
+    """
+
+    def __init__(self, message: str, *, is_taken: bool) -> None:
+        super().__init__(message)
+        self.is_taken = is_taken
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An entry of rank_pattern or alpha_pattern. The one that is a path, or its end after a dot, applies."""
+
+    key: str
+    value: object
+    expression: re.Pattern[str] | None  # None: a plain name
+
+    def matches(self, module_path: str, ends: frozenset[str]) -> bool:
+        if self.expression is None:
+            return self.key.replace("\\", "") in ends
+        return len(module_path) <= _MAX_MATCHED_CHARACTERS and self.expression.match(module_path) is not None
+
+
+Entries = tuple[_Entry, ...]
+
+
+def _entry(key: str, value: object) -> _Entry | None:
+    """None where matching it might take long. Raises re.error."""
+    if _PLAIN_PATTERN.fullmatch(key):
+        return _Entry(key, value, None)
+    is_simple = (
+        len(key) <= _MAX_EXPRESSION_CHARACTERS
+        and sum(map(key.count, "*+")) <= 2
+        and key.count("(") <= 1
+        and _SIMPLE_PATTERN.fullmatch(key) is not None
+    )
+    if not is_simple and (len(key) > _MAX_COMPILED_CHARACTERS or "{" in key):
+        return None
+    expression = re.compile(rf"(.*\.)?({key})$")  # as PEFT has it, and the engine
+    return _Entry(key, value, expression) if is_simple else None
+
+
+def _first(entries: Entries, module_path: str) -> _Entry | None:
+    """The first entry that applies: PEFT's rule."""
+    if not entries:
+        return None
+    parts = module_path.split(".")
+    ends = frozenset({".".join(parts[start:]) for start in range(len(parts))} | {f"^{module_path}"})
+    return next((entry for entry in entries if entry.matches(module_path, ends)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,44 +124,61 @@ class AdapterConfig:
     r: int | None = None
     lora_alpha: float | None = None
     use_rslora: bool = False
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    # Of an engine that does not read them, and so of plain names alone.
-    unread_ranks: Mapping[str, object] = field(default_factory=dict)
-    unread_alphas: Mapping[str, object] = field(default_factory=dict)
+    rank_pattern: Entries = ()
+    alpha_pattern: Entries = ()  # of any values: the engine looks at one only where it applies
+    is_pattern_read: bool = True
     base_model: str | None = None
     peft_version: str | None = None
 
     def rank_of(self, module_path: str) -> int | None:
-        return _by_pattern(self.rank_pattern, module_path, self.r)
+        entry = _first(self.rank_pattern, module_path) if self.is_pattern_read else None
+        return entry.value if entry is not None and isinstance(entry.value, int) else self.r
+
+    def alpha_of(self, module_path: str) -> float | None:
+        if not self.is_pattern_read or (entry := _first(self.alpha_pattern, module_path)) is None:
+            return self.lora_alpha
+        return _number_above_zero(entry.value)
 
     def scaling_of(self, module_path: str) -> float | None:
-        r = self.rank_of(module_path)
-        alpha = _by_pattern(self.alpha_pattern, module_path, self.lora_alpha)
-        if r is None or alpha is None:
+        r, alpha = self.rank_of(module_path), self.alpha_of(module_path)
+        if r is None or r < 1 or alpha is None:
             return None
         return alpha / math.sqrt(r) if self.use_rslora else alpha / r
 
+    def check_patterns_of(self, module_path: str, problems: Problems) -> None:
+        """Adds what is wrong with the entries that apply to this module. Where none applies, the engine looks at no value."""
+        if not self.is_pattern_read:
+            return
+        rank, alpha = _first(self.rank_pattern, module_path), _first(self.alpha_pattern, module_path)
+        if rank is not None and isinstance(rank.value, bool):
+            problems.add(
+                ProblemCode.RANK_INVALID,
+                f"rank_pattern.{shown_name(rank.key)} is true, which the engine reads as 1.",
+                place=f"rank_pattern.{rank.key}",
+                consequence=Consequence.SILENT,
+            )
+        if alpha is not None and alpha.value is None:
+            problems.add(
+                ProblemCode.LORA_ALPHA_INVALID,
+                f"alpha_pattern.{shown_name(alpha.key)} is null, which the engine reads as lora_alpha.",
+                place=f"alpha_pattern.{alpha.key}",
+                consequence=Consequence.SILENT,
+            )
+        elif alpha is not None:
+            _alpha(alpha.value, f"alpha_pattern.{alpha.key}", problems)
+
     def unread_pattern_of(self, module_path: str) -> str | None:
         """The pattern that would change this module, if the engine read it."""
-        if self.r is not None and _by_pattern(self.unread_ranks, module_path, self.r) != self.r:
-            return "rank_pattern"
-        if self.lora_alpha is not None:
-            alpha = _by_pattern(self.unread_alphas, module_path, self.lora_alpha)
-            return "alpha_pattern" if alpha != self.lora_alpha else None
+        if self.is_pattern_read:
+            return None
+        for name, entries, default in (
+            ("rank_pattern", self.rank_pattern, self.r),
+            ("alpha_pattern", self.alpha_pattern, self.lora_alpha),
+        ):
+            entry = _first(entries, module_path)
+            if entry is not None and default is not None and entry.value != default:
+                return name
         return None
-
-
-Value = TypeVar("Value")
-
-
-def _by_pattern(pattern: Mapping[str, Value], module_path: str, default: Value) -> Value:
-    """PEFT's rule for plain names: the first entry that is the path, or its end after a dot."""
-    if not pattern:
-        return default
-    parts = module_path.split(".")
-    ends = {".".join(parts[start:]) for start in range(len(parts))} | {f"^{module_path}"}
-    return next((value for key, value in pattern.items() if key.replace("\\", "") in ends), default)
 
 
 def base_model_in(data: bytes, policy: Policy) -> str | None:
@@ -118,6 +204,7 @@ def read_config(data: bytes, profile: BaseProfile, policy: Policy, problems: Pro
             f"{CONFIG_FILE} is {found}." if is_other else f"{CONFIG_FILE} cannot be read: {error}.",
             place=CONFIG_FILE,
             fix=Fix(FixKind.PULL_LFS) if data.startswith(GIT_LFS_POINTER) else None,
+            consequence=Consequence.POLICY if error.is_policy else None,
         )
         return None
     for key in duplicates:
@@ -134,19 +221,9 @@ def read_config(data: bytes, profile: BaseProfile, policy: Policy, problems: Pro
     _check_features(entries, profile, problems)
     r = _rank(entries["r"], "r", profile, problems) if "r" in entries else None
     alpha = _alpha(entries["lora_alpha"], "lora_alpha", problems) if "lora_alpha" in entries else None
-    ranks = _pattern(entries, "rank_pattern", r, problems)
-    alphas = _pattern(entries, "alpha_pattern", alpha, problems)
     is_read = profile.honours_patterns
-    rank_pattern = {
-        key: rank
-        for key, value in (ranks if is_read else {}).items()
-        if (rank := _rank(value, f"rank_pattern.{key}", profile, problems)) is not None
-    }
-    alpha_pattern = {
-        key: pattern_alpha
-        for key, value in (alphas if is_read else {}).items()
-        if (pattern_alpha := _alpha(value, f"alpha_pattern.{key}", problems)) is not None
-    }
+    ranks = _pattern(entries, "rank_pattern", r, profile, problems)
+    alphas = _pattern(entries, "alpha_pattern", alpha, profile, problems)
     base_model = entries.get("base_model_name_or_path")
     if isinstance(base_model, str) and profile.base_model_names and not profile.is_named(base_model):
         problems.add(
@@ -157,13 +234,12 @@ def read_config(data: bytes, profile: BaseProfile, policy: Policy, problems: Pro
         )
     version = entries.get("peft_version")
     return AdapterConfig(
-        r=r,
-        lora_alpha=alpha,
+        r=r if ranks is not None else None,
+        lora_alpha=alpha if alphas is not None else None,
         use_rslora=bool(entries.get("use_rslora")),
-        rank_pattern=rank_pattern,
-        alpha_pattern=alpha_pattern,
-        unread_ranks={} if is_read else ranks,
-        unread_alphas={} if is_read else alphas,
+        rank_pattern=ranks or (),
+        alpha_pattern=alphas or (),
+        is_pattern_read=is_read,
         base_model=shown_name(base_model) if isinstance(base_model, str) else None,
         peft_version=shown_name(version) if isinstance(version, str) else None,
     )
@@ -196,12 +272,13 @@ def _check_features(entries: Mapping[str, object], profile: BaseProfile, problem
             ProblemCode.MODULES_TO_SAVE_UNSUPPORTED,
             f"modules_to_save is {shown(entries['modules_to_save'])}; whole modules cannot be served, only LoRA.",
             place="modules_to_save",
+            consequence=_consequence_of_modules_to_save(entries["modules_to_save"]),
         )
     _check_init(entries.get("init_lora_weights"), profile, problems)
     for key, value in entries.items():
         if not value or key in _HARMLESS:
             continue
-        if key in _REFUSED_FEATURES or key in _UNREAD_FEATURES or key.startswith("vllm_"):
+        if key in _REFUSED_FEATURES or key in _UNREAD_FEATURES:
             problems.add(
                 ProblemCode.FEATURE_UNSUPPORTED,
                 f"{shown(key)} is {shown(value)}; the engine does not implement that feature.",
@@ -214,6 +291,12 @@ def _check_features(entries: Mapping[str, object], profile: BaseProfile, problem
                 f"{shown(key)} is {shown(value)}; this validator does not know that setting, and the engine ignores it.",
                 place=key,
             )
+
+
+def _consequence_of_modules_to_save(value: object) -> Consequence:
+    """The engine lets the heads of classifiers pass, also on a base that generates."""
+    is_heads = isinstance(value, list | dict) and all(item in _HEADS for item in value)
+    return Consequence.SILENT if is_heads else Consequence.FAIL
 
 
 def _check_init(init: object, profile: BaseProfile, problems: Problems) -> None:
@@ -255,9 +338,7 @@ def _rank(value: object, place: str, profile: BaseProfile, problems: Problems) -
             ProblemCode.RANK_INVALID,
             f"{shown_name(place)} is {shown(value)}; it must be a whole number of at least 1.",
             place=place,
-            consequence=Consequence.SILENT
-            if rank < 0 and profile.engine < _REFUSES_NEGATIVE_RANKS
-            else Consequence.FAIL,
+            consequence=_consequence_of_rank(value, profile, is_pattern=is_pattern),
         )
         return None
     if rank > profile.max_lora_rank:
@@ -270,42 +351,88 @@ def _rank(value: object, place: str, profile: BaseProfile, problems: Problems) -
     return rank
 
 
+def _consequence_of_rank(value: object, profile: BaseProfile, *, is_pattern: bool) -> Consequence:
+    """Python compares true, fractions and NaN without a complaint, and so does the engine."""
+    if not isinstance(value, int | float) or (is_pattern and not isinstance(value, int)):
+        return Consequence.FAIL
+    if value < 0 and profile.engine < _REFUSES_NEGATIVE_RANKS:
+        return Consequence.SILENT
+    return Consequence.FAIL if value <= 0 or value > profile.max_lora_rank else Consequence.SILENT
+
+
 def _alpha(value: object, place: str, problems: Problems) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    alpha = _number_above_zero(value)
+    if alpha is None:
         problems.add(
             ProblemCode.LORA_ALPHA_INVALID,
             f"{shown_name(place)} is {shown(value)}; it must be a number above 0.",
             place=place,
             consequence=Consequence.SILENT if isinstance(value, int | float) else Consequence.FAIL,
         )
+    return alpha
+
+
+def _number_above_zero(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LARGEST:
         return None
     return float(value)
 
 
 def _pattern(
-    entries: Mapping[str, object], key: str, default: float | None, problems: Problems
-) -> Mapping[str, object]:
-    """The entries of rank_pattern or alpha_pattern that say something else than r or lora_alpha, all of plain names."""
+    entries: Mapping[str, object], key: str, default: float | None, profile: BaseProfile, problems: Problems
+) -> Entries | None:
+    """The entries of rank_pattern or alpha_pattern that say something else than r or lora_alpha; None where they cannot be told."""
     pattern = entries.get(key)
     if not pattern:
-        return {}
+        return ()
+    is_read = profile.honours_patterns
     if not isinstance(pattern, dict):
         reason = f"{key} is {shown(pattern)}; it must be an object of module names."
-    elif all(_is_same(value, default) for value in pattern.values()):
-        # Whatever its names match. The engine that reads ranks refuses 8.0, also where r is 8.
-        return {} if key == "alpha_pattern" or all(isinstance(value, int) for value in pattern.values()) else pattern
-    elif odd := [name for name in pattern if not _PLAIN_PATTERN.fullmatch(name) and not _is_plain_text(name)]:
-        reason = f"{key} has {shown(odd[0])}; only plain module names such as q_proj are accepted here."
-    else:
-        return pattern
-    problems.add(ProblemCode.PATTERN_UNSUPPORTED, reason, place=key, consequence=Consequence.POLICY)
-    return {}
+        consequence = Consequence.FAIL if is_read else Consequence.POLICY
+        problems.add(ProblemCode.PATTERN_UNSUPPORTED, reason, place=key, consequence=consequence)
+        return None
+    if key == "rank_pattern" and is_read:
+        for name, value in pattern.items():
+            if value is not True:
+                _rank(value, f"{key}.{name}", profile, problems)
+    try:
+        read, refused = _read_entries(pattern, is_read=is_read)
+    except _InvalidPatternError as error:
+        reason = f"{key} has {error}."
+        consequence = Consequence.SILENT if error.is_taken else Consequence.FAIL
+        problems.add(ProblemCode.PATTERN_UNSUPPORTED, reason, place=key, consequence=consequence)
+        return None
+    if all(_is_same(value, default) for value in pattern.values()):
+        return ()  # whatever its names match
+    if refused is not None:
+        reason = f"{key} has {shown(refused)}; only plain module names such as q_proj, and simple expressions, are accepted here."
+        problems.add(ProblemCode.PATTERN_UNSUPPORTED, reason, place=key, consequence=Consequence.POLICY)
+        return None
+    return read
+
+
+def _read_entries(pattern: Mapping[str, object], *, is_read: bool) -> tuple[Entries, str | None]:
+    """The entries, and the first name that may take long to match. Raises _InvalidPatternError where the engine would look at it."""
+    read, refused = [], None
+    for name, value in pattern.items():
+        try:
+            entry = _entry(name, value)
+        except re.error as error:
+            if is_read:
+                raise _InvalidPatternError(
+                    f"{shown(name)}, which is no regular expression: {error}",
+                    is_taken=error.msg in _TAKEN_ESCAPES,
+                ) from error
+            entry = None
+        if entry is None:
+            refused = refused or name
+        else:
+            read.append(entry)
+    expressions = [entry.key for entry in read if entry.expression is not None]
+    if len(expressions) > _MAX_EXPRESSIONS:
+        refused = refused or expressions[0]
+    return tuple(read), refused
 
 
 def _is_same(value: object, default: float | None) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == default
-
-
-def _is_plain_text(name: str) -> bool:
-    """Letters, digits, _ and - alone match nothing but themselves; what no module is called matches nothing."""
-    return bool(re.fullmatch(r"[A-Za-z0-9_-]+", name))

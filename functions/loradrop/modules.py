@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from loradrop.adapter_config import AdapterConfig
 from loradrop.problems import Consequence, ProblemCode, Problems, shown
@@ -10,14 +11,11 @@ from loradrop.profile import EMBEDDING_MODULE, HEAD_MODULE, BaseProfile
 from loradrop.safetensors import CAST_DTYPES, NATIVE_DTYPES, Tensor, Weights
 
 PEFT_PREFIX = "base_model.model."
-_SUFFIXES = (
-    (".lora_A.weight", "A", False),
-    (".lora_B.weight", "B", False),
-    (".lora_embedding_A", "A", True),
-    (".lora_embedding_B", "B", True),
-)
+_EMBEDDING_A = ".lora_embedding_A"
+_SUFFIXES = ((".lora_A.weight", "A"), (".lora_B.weight", "B"), (_EMBEDDING_A, "A"), (".lora_embedding_B", "B"))
 # PEFT saves the base's own embeddings beside a LoRA of them. vLLM reads them into memory, and then skips them.
-_BASE_LAYER = ".base_layer.weight"
+_BASE_LAYER_PART = "base_layer"
+_BASE_LAYER = f".{_BASE_LAYER_PART}.weight"
 _SKIPPED = (f".{EMBEDDING_MODULE}{_BASE_LAYER}", f".{HEAD_MODULE}{_BASE_LAYER}")
 _TELLING_MARKS = (
     ("lora_magnitude_vector", "it belongs to DoRA"),
@@ -38,6 +36,10 @@ _TELLING_MARKS = (
 # Trained, every row of their lora_B has changed. A fused projection may be made of its parts, of which one was not trained;
 # embeddings may have rows of tokens that never came.
 _WHOLE_PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+# The engine computes these together: q, k and v, and gate and up.
+_PACKED_PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"})
+# Whose entries of patterns are looked at: beyond these there are enough problems.
+_MAX_UNKNOWN_PATHS = 64
 _MIN_LOST_PART = 1 / 8
 _LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,8})\.")
 _MIXTURE = re.compile(r"(^|\.)(experts?|router|block_sparse_moe|shared_expert(_gate)?)(\.|$)")
@@ -60,36 +62,31 @@ def match_modules(
     """The adapted modules; every tensor that is not a fitting half of one becomes a problem."""
     halves: dict[str, dict[str, Tensor]] = {}
     where: dict[str, tuple[str, int | None]] = {}
-    lora_tensors = 0
+    elsewhere: dict[str, dict[str, Tensor]] = {}  # of modules that the base does not have
     for tensor in weights.tensors.values():
-        if tensor.name in weights.not_finite:
-            problems.add_grouped(
-                ProblemCode.NOT_FINITE,
-                f"{shown(tensor.name)} holds NaN or infinity: the training diverged.",
-                place=tensor.name,
-            )
-        if tensor.name in weights.huge:
-            problems.add_grouped(
-                ProblemCode.MAGNITUDE_UNUSUAL,
-                f"{shown(tensor.name)} holds numbers above 512; trained LoRA weights are far below 1 as a rule.",
-                place=tensor.name,
-            )
-        _check_dtype(tensor, problems)
         if tensor.name.endswith(_SKIPPED):
             _check_base_layer(tensor, profile, problems)
             continue
-        side, path, is_embedding = _split(tensor.name)
-        if side is not None:
-            lora_tensors += 1
-        if side is None or is_embedding is not (path.rpartition(".")[2] == EMBEDDING_MODULE):
+        _check_values(tensor, weights, problems)
+        side, path = _split(tensor.name)
+        # The engine compares an embedding's A, by its name, with the vocabulary; for the rest either name does.
+        is_misnamed = (
+            tensor.name.endswith(_EMBEDDING_A)
+            and path.rpartition(".")[2] != EMBEDDING_MODULE
+            and tensor.shape[1:2] != (profile.vocab_size,)
+        )
+        if side is None or is_misnamed:
             problems.add_grouped(
                 ProblemCode.TENSOR_NAME_UNEXPECTED,
                 f"The engine does not accept the tensor name {shown(tensor.name)}{_why_unexpected(tensor.name)}.",
                 place=tensor.name,
             )
+            if side is not None:
+                elsewhere.setdefault(path, {})[side] = tensor
             continue
         found = _locate(path, tensor.name, profile, problems)
         if found is None:
+            elsewhere.setdefault(path, {})[side] = tensor
             continue
         where[path] = found
         sides = halves.setdefault(path, {})
@@ -102,34 +99,70 @@ def match_modules(
             continue
         sides[side] = tensor
         _check_shape(tensor, side, path, found[0], config, profile, problems)
-    if not lora_tensors:
+    if not halves and not elsewhere:
         problems.add(
             ProblemCode.NO_LORA_TENSORS,
             f"None of the {len(weights.tensors)} tensors is a lora_A or lora_B: this is not a LoRA adapter.",
         )
     pairs = []
-    for path, sides in halves.items():
-        if len(sides) == 2:
+    for path, sides in (*halves.items(), *elsewhere.items()):
+        if len(sides) == 1:
+            module = where[path][0] if path in where else None
+            _check_half(path, module, sides, problems)
+        elif path in where:
             pairs.append(Pair(path, *where[path], sides["A"], sides["B"]))
-            continue
-        ((side, tensor),) = sides.items()
-        other = "B" if side == "A" else "A"
-        problems.add_grouped(
-            ProblemCode.LORA_PAIR_INCOMPLETE, f"{path} has lora_{side} and no lora_{other}.", place=tensor.name
-        )
     _check_effect(pairs, weights, problems)
     if config is not None:
+        for path in (*halves, *islice(elsewhere, _MAX_UNKNOWN_PATHS)):
+            config.check_patterns_of(path, problems)
         _check_unread_patterns(pairs, config, profile, problems)
     return tuple(pairs)
 
 
-def _split(name: str) -> tuple[str | None, str, bool]:
-    """Which half a tensor is, of which module, and whether by the names of an embedding."""
+def _check_values(tensor: Tensor, weights: Weights, problems: Problems) -> None:
+    if tensor.name in weights.not_finite:
+        problems.add_grouped(
+            ProblemCode.NOT_FINITE,
+            f"{shown(tensor.name)} holds NaN or infinity: the training diverged.",
+            place=tensor.name,
+        )
+    if tensor.name in weights.absurd:
+        problems.add_grouped(
+            ProblemCode.NOT_FINITE,
+            f"{shown(tensor.name)} holds numbers above 1e19: what is computed with them is not finite.",
+            place=tensor.name,
+        )
+    if tensor.name in weights.huge:
+        problems.add_grouped(
+            ProblemCode.MAGNITUDE_UNUSUAL,
+            f"{shown(tensor.name)} holds numbers above 512; trained LoRA weights are far below 1 as a rule.",
+            place=tensor.name,
+        )
+    _check_dtype(tensor, problems)
+
+
+def _check_half(path: str, module: str | None, sides: Mapping[str, Tensor], problems: Problems) -> None:
+    """Of a module that has one half alone; `module` is None where the base has none of that name."""
+    ((side, tensor),) = sides.items()
+    other = "B" if side == "A" else "A"
+    # The engine scales every lora_B and pins every matrix in the host's memory, and fails where one is missing; but it leaves out
+    # a missing part of what it packs into one.
+    is_silent = other == "A" and module in _PACKED_PROJECTIONS
+    problems.add_grouped(
+        ProblemCode.LORA_PAIR_INCOMPLETE,
+        f"{shown(path)} has lora_{side} and no lora_{other}.",
+        place=tensor.name,
+        consequence=Consequence.SILENT if is_silent else Consequence.FAIL,
+    )
+
+
+def _split(name: str) -> tuple[str | None, str]:
+    """Which half a tensor is, and of which module."""
     path = _module_path(name)
-    for suffix, side, is_embedding in _SUFFIXES:
+    for suffix, side in _SUFFIXES:
         if path.endswith(suffix):
-            return side, path.removesuffix(suffix), is_embedding
-    return None, name, False
+            return side, path.removesuffix(suffix)
+    return None, name
 
 
 def _module_path(name: str) -> str:
@@ -175,7 +208,9 @@ def _locate(path: str, name: str, profile: BaseProfile, problems: Problems) -> t
         message = f"is in layer {layer}; {profile.name} has {profile.num_hidden_layers} layers, counted from 0."
     else:
         return module, layer
-    problems.add_grouped(code, f"{shown(path)} {message}", place=name)
+    # The engine does not look at the module's name then, and finds none of it in the base.
+    consequence = Consequence.SILENT if _BASE_LAYER_PART in name else None
+    problems.add_grouped(code, f"{shown(path)} {message}", place=name, consequence=consequence)
     return None
 
 
@@ -197,14 +232,15 @@ def _check_shape(
         return
     wanted = f"[{', '.join('r' if dimension is None else str(dimension) for dimension in expected)}]"
     # What is larger than the slot fails as it is copied; what is smaller is filled up with zeros in silence.
-    is_larger = is_two and any(
-        want is not None and have > want for want, have in zip(expected, tensor.shape, strict=True)
-    )
+    largest = (profile.max_lora_rank, in_features) if side == "A" else (out_features, profile.max_lora_rank)
+    is_larger = not is_two or any(have > most for most, have in zip(largest, tensor.shape, strict=True))
+    if module == EMBEDDING_MODULE and side == "A" and len(tensor.shape) > 1 and tensor.shape[1] != in_features:
+        is_larger = True  # checked by the engine
     problems.add_grouped(
         ProblemCode.SHAPE_MISMATCH,
         f"{shown(tensor.name)} is {shown(tensor.shape)}; {profile.name} at this rank needs {wanted}.",
         place=tensor.name,
-        consequence=Consequence.FAIL if is_larger or not is_two else Consequence.SILENT,
+        consequence=Consequence.FAIL if is_larger else Consequence.SILENT,
     )
 
 

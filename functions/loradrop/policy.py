@@ -44,6 +44,8 @@ class Policy:
 
     # People train with alpha from r/2 to 4r; rsLoRA at r=64, alpha=128 makes 16.
     usual_scaling: tuple[float, float] = (0.05, 64.0)
+    # Beyond these no training can make up for the scale.
+    effective_scaling: tuple[float, float] = (1e-6, 1e6)
 
     # Bytes asked of the stream at once, and of the decompressor at once: large enough that Python's own cost and the
     # changes between threads vanish, small enough that the pipeline holds about 8 MiB.

@@ -346,7 +346,7 @@ class ProblemCode(StrEnum):
     CONFIG_DUPLICATE_KEY = (
         "CONFIG_DUPLICATE_KEY",
         Severity.ERROR,
-        Consequence.SILENT,
+        Consequence.UNSAFE,
         "A key occurs twice in `adapter_config.json`: the last one wins, which a reader of the file may not see.",
         "Keep the right one of the two.",
     )
@@ -437,7 +437,7 @@ class ProblemCode(StrEnum):
     PEFT_TYPE_UNSUPPORTED = (
         "PEFT_TYPE_UNSUPPORTED",
         Severity.ERROR,
-        Consequence.FAIL,
+        Consequence.SILENT,
         "The adapter is of another kind than LoRA: AdaLoRA, LoHa, IA3, prompt tuning, VeRA, …",
         "Train a plain LoRA: `LoraConfig(…)`.",
     )
@@ -500,7 +500,7 @@ class ProblemCode(StrEnum):
     SAFETENSORS_DUPLICATE_KEY = (
         "SAFETENSORS_DUPLICATE_KEY",
         Severity.ERROR,
-        Consequence.SILENT,
+        Consequence.UNSAFE,
         "The header names a tensor (or a field) twice: which of the two is loaded depends on the reader.",
         "Save with `save_pretrained`.",
     )
@@ -599,7 +599,7 @@ class ProblemCode(StrEnum):
     MODULE_TWICE = (
         "MODULE_TWICE",
         Severity.ERROR,
-        Consequence.SILENT,
+        Consequence.UNSAFE,
         "One module has the same tensor under two names (with and without `base_model.model.`): one of them is lost.",
         "Save with `save_pretrained`.",
     )
@@ -649,7 +649,7 @@ class ProblemCode(StrEnum):
     PARTLY_UNTRAINED = (
         "PARTLY_UNTRAINED",
         Severity.ERROR,
-        Consequence.SILENT,
+        Consequence.POLICY,
         "A `lora_B` has long runs of rows that are exactly zero, which no training leaves: a part of it was lost when it was "
         "saved from several processes.",
         "Gather the weights before saving (DeepSpeed ZeRO-3: `stage3_gather_16bit_weights_on_model_save`; FSDP: "
@@ -669,6 +669,43 @@ class ProblemCode(StrEnum):
         "Some modules have only zeros in `lora_B` or in `lora_A`: they have no effect.",
         "Check whether they were trained: frozen by mistake, or a pipeline stage that was not saved.",
     )
+
+
+# What is rejected although the engine would serve it, and why. Of a code whose consequence is another as a rule: the cases in
+# which a problem says that it is a policy. tests/engine holds this against vLLM itself.
+POLICIES: Mapping[ProblemCode, str] = {
+    ProblemCode.UPLOAD_TOO_LARGE: "Reading it would cost more than any adapter is worth.",
+    ProblemCode.GZIP_SEVERAL_MEMBERS: "Some readers see the first stream alone: what was validated may not be what is served.",
+    ProblemCode.GZIP_TRAILING_DATA: "Nobody knows what it is for.",
+    ProblemCode.COMPRESSION_RATIO_TOO_HIGH: "Unpacking it would exhaust whoever does.",
+    ProblemCode.COMPRESSION_WASTEFUL: "Unpacking it would take whoever does too long.",
+    ProblemCode.UNPACKED_TOO_LARGE: "Unpacking it would exhaust whoever does.",
+    ProblemCode.TAR_CORRUPT: "Readers go on, or stop, at different places.",
+    ProblemCode.TAR_HIDDEN_DATA: "Some readers see what follows the end mark, and others do not.",
+    ProblemCode.TAR_HEADER_REFUSED: "Readers understand such headers differently.",
+    ProblemCode.MEMBER_TYPE_REFUSED: "A link or a device reaches outside the adapter.",
+    ProblemCode.MEMBER_NAME_UNSAFE: "Such a name reaches outside the adapter's folder, or is another on another system.",
+    ProblemCode.MEMBER_NAME_DUPLICATE: "Which of the two is served depends on who unpacks.",
+    ProblemCode.TOO_MANY_MEMBERS: "Unpacking it would exhaust whoever does.",
+    ProblemCode.WEIGHTS_FILE_MISSING: "Where there is an `adapter_model.bin` the engine loads it: a pickle, which can run code.",
+    ProblemCode.SUBFOLDER: "The engine opens two files by name; other readers of an adapter list its folders.",
+    ProblemCode.PICKLE_FILE: "The container's secure mode refuses the whole adapter for it.",
+    ProblemCode.CODE_FILE: "The container may run, install or obey it; the engine itself does not.",
+    ProblemCode.OTHER_WEIGHTS: "Nobody has validated them, and some engines load them.",
+    ProblemCode.CONFIG_TOO_LARGE: "No configuration is that large.",
+    ProblemCode.CONFIG_NOT_JSON: "Of deep nesting, numbers of hundreds of digits and halves of surrogate pairs: Python's reader takes them, and others do not.",
+    ProblemCode.CONFIG_DUPLICATE_KEY: "The engine takes the last value, and a reader may see the first.",
+    ProblemCode.PATTERN_UNSUPPORTED: "Of an expression with more than two repetitions, or with a repeated group: matching a "
+    "stranger's expression can take for ever.",
+    ProblemCode.SAFETENSORS_HEADER_TOO_LARGE: "No adapter has that many tensors, and parsed JSON takes 25 times its bytes.",
+    ProblemCode.SAFETENSORS_HEADER_INVALID: "Of white space before the header: the format forbids it, and the engine's reader takes it.",
+    ProblemCode.SAFETENSORS_TENSOR_INVALID: "Of further fields: the format has none, and the engine's reader skips them.",
+    ProblemCode.SAFETENSORS_METADATA_INVALID: "Of a null: the format wants an object, and the engine's reader takes it for none.",
+    ProblemCode.SAFETENSORS_DUPLICATE_KEY: "Which of the two is loaded depends on the reader.",
+    ProblemCode.BASE_LAYER_UNEXPECTED: "The engine reads it into the host's memory before it skips it.",
+    ProblemCode.MODULE_TWICE: "The engine takes one of them without a word; where both hold the same, nothing is lost.",
+    ProblemCode.PARTLY_UNTRAINED: "It is served as it was saved, and a part of it was not saved.",
+}
 
 
 class FixKind(StrEnum):

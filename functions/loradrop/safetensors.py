@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 
 from loradrop.archive import Body
 from loradrop.policy import Policy
-from loradrop.problems import Fix, FixKind, ProblemCode, Problems, shown
+from loradrop.problems import Consequence, Fix, FixKind, ProblemCode, Problems, shown
 from loradrop.stream import GIT_LFS_POINTER, HEAD_BYTES, what_is_it
 from loradrop.strict_json import DuplicateKeyError, JsonError, parse_object
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 LENGTH_BYTES = 8
+_JSON_SPACE = b" \t\r\n"
+_TENSOR_KEYS = frozenset({"dtype", "shape", "data_offsets"})
 _MAX_U64 = 2**64 - 1
 # Of the values of a tensor: to scan all of them would cost as much as the hash.
 _SAMPLE = 16
@@ -33,9 +35,10 @@ class Float:
     """Where a floating point type keeps its magnitude.
 
     A value counts as infinite when (bits & magnitude) >= limit: the dtype's own infinities and NaNs, and for the wide
-    types also what rounds to infinity in bfloat16, in which the base computes. `suspects` are the values of the most
+    types also what is 2**121 and more: a product with it is infinite. `suspects` are the values of the most
     significant byte, without its sign, at which that is possible: a quick scan of every n-th byte rules out the rest.
-    `usual` are those of numbers below 512 (in F64 below 131,072), above which no training leaves a weight.
+    `usual` are those of numbers below 512 (in F64 below 131,072), above which no training leaves a weight;
+    `below_absurd` those of numbers below 2**65, above which the answers are not finite for long.
     """
 
     bytes_each: int
@@ -43,6 +46,7 @@ class Float:
     limit: int
     suspects: tuple[int, ...]
     usual: bytes
+    below_absurd: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +56,19 @@ class SmallFloat:
     not_finite: bytes
     zero: bytes
     bytes_each: int = 1
+    below_absurd: bytes = bytes(range(256))
 
 
+_HUGE_TOPS = (0x7C, 0x7D, 0x7E, 0x7F)
 # bits of one element, and how to read its values: None where the engine cannot use the type
 _DTYPES: dict[str, tuple[int, Float | SmallFloat | None]] = {
-    # The engine casts by way of float32: what rounds to F32's limit there is infinite in the end.
-    "F64": (64, Float(8, 0x7FFF_FFFF_FFFF_FFFF, 0x47EF_EFFF_F000_0000, tuple(range(0x47, 0x80)), _below(0x41))),
-    "F32": (32, Float(4, 0x7FFF_FFFF, 0x7F7F_8000, (0x7F,), _below(0x44))),
-    "BF16": (16, Float(2, 0x7FFF, 0x7F80, (0x7F,), _below(0x44))),
-    "F16": (16, Float(2, 0x7FFF, 0x7C00, (0x7C, 0x7D, 0x7E, 0x7F), _below(0x60))),
+    "F64": (
+        64,
+        Float(8, 0x7FFF_FFFF_FFFF_FFFF, 0x4780_0000_0000_0000, tuple(range(0x47, 0x80)), _below(0x41), _below(0x44)),
+    ),
+    "F32": (32, Float(4, 0x7FFF_FFFF, 0x7C00_0000, _HUGE_TOPS, _below(0x44), _below(0x60))),
+    "BF16": (16, Float(2, 0x7FFF, 0x7C00, _HUGE_TOPS, _below(0x44), _below(0x60))),
+    "F16": (16, Float(2, 0x7FFF, 0x7C00, (0x7C, 0x7D, 0x7E, 0x7F), _below(0x60), _below(0x80))),
     "F8_E5M2": (8, SmallFloat(b"\x7c\x7d\x7e\x7f\xfc\xfd\xfe\xff", b"\x00\x80")),
     "F8_E4M3": (8, SmallFloat(b"\x7f\xff", b"\x00\x80")),
     "F8_E5M2FNUZ": (8, SmallFloat(b"\x80", b"\x00")),
@@ -92,7 +100,7 @@ class Tensor:
 
 @dataclass(slots=True)
 class Weights:
-    """What the file holds; `zero`, `not_finite` and `huge` name tensors by what their values are.
+    """What the file holds; `zero`, `not_finite`, `huge` and `absurd` name tensors by what their values are.
 
     `zero_run_bytes`: how many bytes of a tensor lie in long runs of zeros.
     """
@@ -101,6 +109,7 @@ class Weights:
     zero: set[str] = field(default_factory=set)
     not_finite: set[str] = field(default_factory=set)
     huge: set[str] = field(default_factory=set)
+    absurd: set[str] = field(default_factory=set)
     zero_run_bytes: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -158,12 +167,16 @@ def _add_no_header(head: bytes, size: int, policy: Policy, problems: Problems) -
 
 def _read_header(data: bytes, policy: Policy, problems: Problems) -> Weights | None:
     if not data.startswith(b"{"):
+        # The format forbids white space there, and the engine's reader takes it.
+        is_padded = data.lstrip(_JSON_SPACE).startswith(b"{")
         problems.add(
             ProblemCode.SAFETENSORS_HEADER_INVALID,
             f"The header of {WEIGHTS_FILE} does not start with an opening brace.",
             place=WEIGHTS_FILE,
+            consequence=Consequence.POLICY if is_padded else None,
         )
-        return None
+        if not is_padded:
+            return None
     try:
         entries = parse_object(data, max_depth=policy.max_header_depth)
     except DuplicateKeyError as error:
@@ -189,6 +202,7 @@ def _read_header(data: bytes, policy: Policy, problems: Problems) -> Weights | N
             ProblemCode.SAFETENSORS_METADATA_INVALID,
             f"__metadata__ is {shown(metadata)}; it must be an object whose values are strings.",
             place="__metadata__",
+            consequence=Consequence.POLICY if metadata is None else None,  # as if there were none
         )
     is_whole = True
     for name in list(entries):
@@ -201,14 +215,18 @@ def _read_header(data: bytes, policy: Policy, problems: Problems) -> Weights | N
 
 
 def _read_tensor(name: str, entry: object, problems: Problems) -> Tensor | None:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _TENSOR_KEYS:
         found = ", ".join(sorted(shown(key) for key in entry)) if isinstance(entry, dict) else shown(entry)
+        has_more = isinstance(entry, dict) and entry.keys() > _TENSOR_KEYS
         problems.add_grouped(
             ProblemCode.SAFETENSORS_TENSOR_INVALID,
             f"The entry of {shown(name)} is {found or 'empty'}; it must be dtype, shape and data_offsets alone.",
             place=name,
+            consequence=Consequence.POLICY if has_more else None,
         )
-        return None
+        if not has_more:
+            return None
+    assert isinstance(entry, dict)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         problems.add_grouped(
@@ -295,7 +313,7 @@ def _read_values(weights: Weights, body: Body) -> None:
             for _ in body.pieces(tensor.end - tensor.begin):
                 pass
             continue
-        is_zero, is_finite, is_usual = True, True, True
+        is_zero, is_finite, is_usual, is_absurd = True, True, True, False
         elements, runs = 0, _ZeroRuns()
         split = b""  # the first bytes of an element that two pieces share
         for view in body.pieces(tensor.end - tensor.begin):
@@ -306,7 +324,9 @@ def _read_values(weights: Weights, body: Body) -> None:
             is_finite = is_finite and all_finite(values, layout)
             # Zeros consist of these two bytes alone: trained weights show another one at once.
             is_zero = is_zero and not values[:64].strip(b"\x00\x80") and all_zero(values, layout)
-            is_usual = is_usual and is_sample_usual(values, layout, elements)
+            if unusual := unusual_sample(values, layout, elements):
+                is_usual = False
+                is_absurd = is_absurd or bool(unusual.translate(None, layout.below_absurd))
             elements += len(values) // layout.bytes_each
             runs.add(values)
         if is_zero and tensor.end > tensor.begin:
@@ -315,6 +335,8 @@ def _read_values(weights: Weights, body: Body) -> None:
             weights.zero_run_bytes[tensor.name] = zero_run_bytes
         if not is_finite:
             weights.not_finite.add(tensor.name)
+        elif is_absurd:
+            weights.absurd.add(tensor.name)
         elif not is_usual:
             weights.huge.add(tensor.name)
 
@@ -336,15 +358,15 @@ def all_finite(values: bytes, layout: Float | SmallFloat) -> bool:
     return carried & _repeated(sign, layout.bytes_each, count) == 0
 
 
-def is_sample_usual(values: bytes, layout: Float | SmallFloat, position: int) -> bool:
-    """Whether of each _SAMPLE elements the first is of a magnitude that training gives.
+def unusual_sample(values: bytes, layout: Float | SmallFloat, position: int) -> bytes:
+    """Of each _SAMPLE elements the first: the most significant bytes of those above a magnitude that training gives.
 
     `position`: how many elements of the tensor came before, so that its cut into pieces makes no difference.
     """
     if isinstance(layout, SmallFloat):
-        return True
+        return b""
     first = -position % _SAMPLE * layout.bytes_each
-    return not values[first + layout.bytes_each - 1 :: layout.bytes_each * _SAMPLE].translate(None, layout.usual)
+    return values[first + layout.bytes_each - 1 :: layout.bytes_each * _SAMPLE].translate(None, layout.usual)
 
 
 class _ZeroRuns:

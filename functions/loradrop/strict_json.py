@@ -10,6 +10,11 @@ import re
 from typing import NoReturn
 
 _MAX_DIGITS = 40
+# Where Python reads it, which itself stops at 4300: what has no more is a float too.
+_MAX_PYTHON_DIGITS = 300
+_PYTHONS_DIGITS = 4300
+# Below it every reader of Python goes on.
+_SURE_DEPTH = 500
 # Strings as a whole, so that brackets inside them do not count. One that never ends matches to the end of the text,
 # and nothing is given back (*+): else every quote of it would be tried as a beginning, in quadratic time.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
@@ -17,7 +22,14 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonError(ValueError):
-    """The message continues a sentence: "adapter_config.json is not JSON: …"."""
+    """The message continues a sentence: "adapter_config.json is not JSON: …".
+
+    `is_policy`: Python's own reader would take it.
+    """
+
+    def __init__(self, message: str, *, is_policy: bool = False) -> None:
+        super().__init__(message)
+        self.is_policy = is_policy
 
 
 class DuplicateKeyError(JsonError):
@@ -31,7 +43,7 @@ def parse_object(
 ) -> dict[str, object]:
     """The JSON object that `data` is.
 
-    `constants` allows NaN and Infinity, as Python's own reader does. Keys that occur twice go to `duplicates`, where
+    `constants` allows NaN and Infinity, and numbers that become it, as Python's own reader does. Keys that occur twice go to `duplicates`, where
     the last value wins; without it they raise DuplicateKeyError. Raises JsonError for all else.
     """
     if data.startswith(b"\xef\xbb\xbf"):
@@ -45,8 +57,8 @@ def parse_object(
         value = json.loads(
             text,
             object_pairs_hook=functools.partial(_object, duplicates=duplicates),
-            parse_int=_bounded_int,
-            parse_float=_bounded_float,
+            parse_int=functools.partial(_bounded_int, max_digits=_MAX_PYTHON_DIGITS if constants else _MAX_DIGITS),
+            parse_float=functools.partial(_bounded_float, is_python=constants),
             parse_constant=float if constants else _refuse_constant,
         )
     except json.JSONDecodeError as error:
@@ -62,15 +74,16 @@ _KINDS: dict[type, str] = {list: "a list", str: "a string", int: "a number", flo
 
 
 def _refuse_depth(text: str, max_depth: int) -> None:
-    depth = 0
+    depth = deepest = 0
     for match in _STRING_OR_BRACKET.finditer(text):
         first = text[match.start()]
         if first in "[{":
             depth += 1
-            if depth > max_depth:
-                raise JsonError(f"it is nested more than {max_depth} deep")
+            deepest = max(deepest, depth)
         elif first in "]}":
             depth -= 1
+    if deepest > max_depth:
+        raise JsonError(f"it is nested more than {max_depth} deep", is_policy=deepest <= _SURE_DEPTH)
 
 
 def _object(pairs: list[tuple[str, object]], duplicates: list[str] | None) -> dict[str, object]:
@@ -90,20 +103,20 @@ def _refuse_half_characters(value: object) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise JsonError("it has half of a surrogate pair, which is no character") from error
+        raise JsonError("it has half of a surrogate pair, which is no character", is_policy=True) from error
 
 
-def _bounded_int(digits: str) -> int | float:
-    if len(digits) > _MAX_DIGITS:
-        raise JsonError(f"it has a number of {len(digits)} digits")
+def _bounded_int(digits: str, max_digits: int) -> int | float:
+    if len(digits) > max_digits:
+        raise JsonError(f"it has a number of {len(digits)} digits", is_policy=len(digits) <= _PYTHONS_DIGITS)
     return -0.0 if digits == "-0" else int(digits)  # serde_json's -0 is no integer either
 
 
-def _bounded_float(digits: str) -> float:
-    if len(digits) > _MAX_DIGITS:
+def _bounded_float(digits: str, *, is_python: bool) -> float:
+    if len(digits) > (_MAX_PYTHON_DIGITS if is_python else _MAX_DIGITS):
         raise JsonError(f"it has a number of {len(digits)} characters")
     value = float(digits)
-    if math.isinf(value):
+    if math.isinf(value) and not is_python:
         raise JsonError("it has a number that is too large")
     return value
 

@@ -250,8 +250,17 @@ class _Validation:
 
     def _check_scalings(self, pairs: tuple[Pair, ...], config: AdapterConfig, problems: Problems) -> None:
         least, most = self._policy.usual_scaling
+        least_effective, most_effective = self._policy.effective_scaling
         for scaling, count in scalings(pairs, config).items():
-            if not least <= scaling <= most:
+            if not least_effective <= scaling <= most_effective:
+                problems.add(
+                    ProblemCode.LORA_ALPHA_INVALID,
+                    f"The update of {count} modules is scaled by {scaling:g} (lora_alpha by r): nothing is left of it, or nothing "
+                    f"else. Usual are {least:g} to {most:g}.",
+                    place="lora_alpha",
+                    consequence=Consequence.SILENT,
+                )
+            elif not least <= scaling <= most:
                 problems.add_grouped(
                     ProblemCode.SCALING_UNUSUAL,
                     f"The update of {count} modules is scaled by {scaling:g}; usual are {least:g} to {most:g}.",
@@ -295,12 +304,13 @@ class _Validation:
         ):
             if name in folder.names:
                 continue
-            is_pickled = name == WEIGHTS_FILE and PICKLED_WEIGHTS in folder.names
+            is_pickled = name == WEIGHTS_FILE and PICKLED_WEIGHTS in folder.names  # the engine would load that
             self._problems.add(
                 code,
                 f"The archive has no {name} at its root. It has {found}.",
                 place=name,
                 fix=Fix(FixKind.CONVERT_PICKLE if is_pickled else FixKind.SAVE_AGAIN),
+                consequence=Consequence.POLICY if is_pickled else None,
             )
 
     def _manifest(

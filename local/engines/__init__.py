@@ -1,9 +1,10 @@
 """What stands behind a base component: an engine that holds the base once and any number of adapters beside it.
 
-stand_in.py has no model in it, llama.py a real one.
+stand_in.py has no model in it, llama.py a real one; vllm.py is the engine of the containers themselves, in a process of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import StrEnum
 from typing import Protocol
 
 
@@ -20,6 +21,20 @@ class UnknownAdapterError(LookupError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"no adapter named {name!r} is loaded")
+
+
+class EngineDiedError(Exception):
+    """The engine's process has ended, and all that was loaded with it; `reason` has its last words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class EngineState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DEAD = "dead"
 
 
 class Token(Protocol):
@@ -43,6 +58,18 @@ class Generation(Protocol):
 
 
 class Engine(Protocol):
+    """What each call of an engine that has died raises, beside its own errors: EngineDiedError."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def last_words(self) -> str:
+        """Why it died, as far as it said; empty while it lives."""
+
+    def close(self) -> None:
+        """Ends its process, if it has one: with a container ends what was in it. An engine of this process stays as it is."""
+
     def load_adapter(self, name: str, tarball: bytes, *, max_rank: int | None = None) -> None:
         """Raises AdapterLoadError; nothing has changed then."""
 
@@ -62,7 +89,8 @@ class Engine(Protocol):
     def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str: ...
 
 
-EngineFactory = Callable[[], Engine]
+# Of the environment that the base's container is started with.
+EngineFactory = Callable[[Mapping[str, str]], Engine]
 
 
 def check_rank(rank: int, max_rank: int | None) -> None:

@@ -31,7 +31,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from . import AdapterLoadError, UnknownAdapterError, check_rank
+from . import AdapterLoadError, EngineState, UnknownAdapterError, check_rank
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -92,6 +92,8 @@ class _Run:
 class Engine:
     """Serves one base and any number of adapters. Thread-safe; generations take turns token by token."""
 
+    state, last_words = EngineState.READY, ""
+
     def __init__(self, model_dir: Path) -> None:
         # mypy sees transformers' lazy modules as untyped: `Any` here, our own types from here on.
         self._tokenizer: Any = AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
@@ -108,6 +110,9 @@ class Engine:
         self._slots_made = 0
         self._active_slot: str | None = None
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Nothing of it is a process of its own."""
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from . import AdapterLoadError, UnknownAdapterError, check_rank
+from . import AdapterLoadError, EngineState, UnknownAdapterError, check_rank
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -74,6 +74,11 @@ class Generation:
 
 
 class StandInEngine:
+    state, last_words = EngineState.READY, ""
+
+    def close(self) -> None:
+        """Nothing of it is a process."""
+
     def __init__(self) -> None:
         self._digests: dict[str, bytes] = {}
         self._lock = threading.Lock()

@@ -1,5 +1,6 @@
 """State of the hosting emulator: moto's SageMaker backend, with inference components and what they need of endpoints."""
 
+import contextlib
 import itertools
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any
 from moto.core.utils import utcnow
 from moto.sagemaker.models import FakeEndpoint, FakeEndpointConfig, SageMakerModelBackend, sagemaker_backends
 
-from ..engines import AdapterLoadError, UnknownAdapterError
+from ..engines import AdapterLoadError, Engine, EngineDiedError, EngineState, UnknownAdapterError
 from . import lmi
 from .behaviour import CONTROL
 from .errors import (
@@ -71,6 +72,8 @@ class InferenceComponent:
     failure_reason: str | None = None
     # The engine's name for the loaded adapter: a new one for every load, since a component may return under its old name.
     slot: str | None = None
+    # What its base's container runs. If it dies, the base and all its adapters are down.
+    engine: Engine | None = None
     # Its base was updated, and the new container has never heard of it.
     is_forgotten: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -456,6 +459,10 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             elif component.name in CONTROL.behaviour.failed_components:
                 self._unload(component)
                 component.move_to(ComponentStatus.FAILED, "The component failed on request.")
+            elif component.engine is not None and component.engine.state is EngineState.DEAD:
+                # Whether SageMaker starts such a container anew is not known; an update of the base does.
+                component.slot = None
+                component.move_to(ComponentStatus.FAILED, f"The container died. {component.engine.last_words}")
 
     def _bring_up(self, component: InferenceComponent) -> None:
         if component.fails_with is not None:
@@ -467,11 +474,19 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
                 if problem is not None:
                     component.move_to(ComponentStatus.FAILED, f"The container did not start: {problem}")
                     return
-                SERVING.engine()
+                component.engine = component.engine or SERVING.start(self._environment(component))
+                if component.engine.state is EngineState.STARTING:
+                    return
+                if component.engine.state is EngineState.DEAD:
+                    words = component.engine.last_words
+                    component.move_to(ComponentStatus.FAILED, f"The container did not start: {words}")
+                    return
             elif not component.loads_lazily:
                 self._load(component)
         except AdapterLoadError as error:
             component.move_to(ComponentStatus.FAILED, f"Failed to load the adapter: {error}")
+        except EngineDiedError as error:
+            component.move_to(ComponentStatus.FAILED, f"The container died as it loaded the adapter: {error}")
         else:
             component.move_to(ComponentStatus.IN_SERVICE)
 
@@ -488,7 +503,7 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         slot = f"{component.name}#{next(_generations)}"
         role = self._execution_role(component)
         SERVING.load_adapter(slot, component.artifact_url, role, self.region_name, options.max_rank)
-        component.slot = slot
+        component.slot, component.engine = slot, SERVING.engine()
 
     def _renew_container(self, base: InferenceComponent) -> None:
         """An update of a base starts a new container, which has none of the adapters of the old one."""
@@ -498,12 +513,17 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
                     self._unload(adapter)
                     # Registered anew, it is loaded by the next invocation.
                     adapter.is_forgotten = CONTROL.behaviour.base_update_forgets_adapters
+        if base.engine is not None:
+            base.engine.close()
+            base.engine = None
 
     @staticmethod
     def _unload(component: InferenceComponent) -> None:
-        if component.slot is not None:
-            SERVING.engine().unload_adapter(component.slot)
-            component.slot = None
+        slot, component.slot = component.slot, None
+        if slot is not None and component.engine is not None:
+            with contextlib.suppress(EngineDiedError):
+                component.engine.unload_adapter(slot)
+        component.engine = None
 
     def _execution_role(self, component: InferenceComponent) -> str | None:
         endpoint = self.endpoints.get(component.endpoint_name)
@@ -566,6 +586,8 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
             except AdapterLoadError as error:
                 refusal = lmi.failure(f"Failed to load the adapter {component.name}: {error}", 424)
                 raise self._model_error(refusal, log_group) from error
+            except EngineDiedError as error:
+                raise self._model_error(lmi.failure(str(error), 500), log_group) from error
             adapter = None if CONTROL.behaviour.adapters_ignored else component.slot
         handler = lmi.Handler.of(self._environment(base) if base else {})
         try:
@@ -577,6 +599,8 @@ class HostingBackend(SageMakerModelBackend):  # type: ignore[misc]
         except UnknownAdapterError as error:
             # It was unloaded while this request waited or was answered: deleted, or updated in place.
             raise self._model_error(lmi.failure(str(error), 424), log_group) from error
+        except EngineDiedError as error:
+            raise self._model_error(lmi.failure(str(error), 500), log_group) from error
 
     def _injected(self, status: int, log_group: str) -> InvocationError:
         if status == 424:

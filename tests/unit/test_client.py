@@ -25,6 +25,7 @@ from botocore.exceptions import (
 from local.engines import UnknownAdapterError
 from local.engines.stand_in import StandInEngine, Token
 from local.hosting import SERVING, behaving
+from local.hosting.serving import stand_in_engine
 from loradrop_client import (
     AccessRefusedError,
     Adapters,
@@ -296,11 +297,11 @@ class BreaksOff(StandInEngine):
 
 @contextmanager
 def serving(engine: Callable[[], Any]) -> Iterator[None]:
-    SERVING.serve_with(engine)
+    SERVING.serve_with(lambda _: engine())
     try:
         yield
     finally:
-        SERVING.serve_with(StandInEngine)
+        SERVING.serve_with(stand_in_engine)
 
 
 def test_a_stream_that_has_begun_is_not_tried_again(stack: Any) -> None:

@@ -5,7 +5,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from botocore.model import ListShape, MapShape, Shape, StructureShape
 from local.engines.stand_in import StandInEngine
 from local.hosting import CONTROL, SERVING, HostingBackend, behaving, hosting_backend
 from local.hosting.responses import invoke
+from local.hosting.serving import stand_in_engine
 from local.hosting.validation import service_model
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
 
@@ -859,13 +860,13 @@ def engines() -> Iterator[list[StandInEngine]]:
     """The engines that were made, while this is in place."""
     made: list[StandInEngine] = []
 
-    def make() -> StandInEngine:
+    def make(_environment: Mapping[str, str]) -> StandInEngine:
         made.append(StandInEngine())
         return made[-1]
 
     SERVING.serve_with(make)
     yield made
-    SERVING.serve_with(StandInEngine)
+    SERVING.serve_with(stand_in_engine)
 
 
 def test_one_base_in_memory_serves_all(engines: list[StandInEngine], hosting: Hosting) -> None:
@@ -892,12 +893,12 @@ def test_the_artifact_is_read_as_the_endpoint_may_read_it(hosting: Hosting) -> N
         asked.append((role, region))
         return Reader()
 
-    SERVING.serve_with(StandInEngine, client)
+    SERVING.serve_with(stand_in_engine, client)
     try:
         hosting.create()
         assert hosting.status() == "InService"
     finally:
-        SERVING.serve_with(StandInEngine)
+        SERVING.serve_with(stand_in_engine)
     assert asked == [(ROLE, REGION)]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from loradrop import rendering
 from loradrop.policy import DEFAULT_POLICY, MIB, Policy
-from loradrop.problems import Consequence, Fix, FixKind, ProblemCode, Severity
+from loradrop.problems import POLICIES, Consequence, Fix, FixKind, ProblemCode, Severity
 from loradrop.profile import load_profile
 from loradrop.validation_report import MAX_REPORT_BYTES, ValidationReport
 from loradrop.validator import validate
@@ -30,6 +30,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.0"
 Q_A, Q_B = f"{LAYER}.self_attn.q_proj.lora_A.weight", f"{LAYER}.self_attn.q_proj.lora_B.weight"
 
+O_A = f"{LAYER}.self_attn.o_proj.lora_A.weight"
 UP_B = f"{LAYER}.mlp.up_proj.lora_B.weight"
 
 Files = dict[str, bytes]
@@ -96,6 +97,10 @@ def tensor(name: str, dtype: str, shape: tuple[int, ...], data: bytes) -> Change
 
 def values(name: str, change: Callable[[bytes], bytes]) -> Change:
     return weights(lambda tensors: tensors | {name: (*tensors[name][:2], change(tensors[name][2]))})
+
+
+def without_tensor(gone: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: entry for name, entry in tensors.items() if name != gone}
 
 
 def renamed(change: Callable[[str], str]) -> Change:
@@ -265,7 +270,7 @@ ROWS = [
     Row(C.PARTLY_UNTRAINED, values(UP_B, lambda data: bytes(4800) + data[4800:]), "has 4800 of its 5632 bytes", UP_B),
     Row(
         C.MAGNITUDE_UNUSUAL,
-        values(Q_B, lambda data: struct.pack("<f", -1e20) * (len(data) // 4)),
+        values(Q_B, lambda data: struct.pack("<f", -1e4) * (len(data) // 4)),
         "holds numbers above 512",
         Q_B,
     ),
@@ -444,7 +449,17 @@ def test_what_is_something_else_under_its_name_is_named(name: str, code: Problem
         assert problem.fix == Fix(FixKind.PULL_LFS)
 
 
-F, S = Consequence.FAIL, Consequence.SILENT
+def test_the_table_of_policies_has_every_code_that_is_one_by_itself() -> None:
+    ours = {
+        code
+        for code in ProblemCode
+        if code.severity is Severity.ERROR and code.consequence in (Consequence.POLICY, Consequence.UNSAFE)
+    }
+    assert ours <= set(POLICIES)
+    assert {code for code in set(POLICIES) - ours if code.severity is not Severity.ERROR} == set()
+
+
+F, S, P, U = Consequence.FAIL, Consequence.SILENT, Consequence.POLICY, Consequence.UNSAFE
 RULES = [  # change, engine, code or None where it is accepted, what the engine would have done
     (config_text(b"[]"), "0.26.0", C.CONFIG_NOT_JSON, F),
     (config_text(b"{'r': 4}"), "0.26.0", C.CONFIG_NOT_JSON, F),
@@ -453,7 +468,10 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
     (config_text(b""), "0.26.0", C.CONFIG_NOT_JSON, F),
     (config_text(b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"), "0.26.0", C.CONFIG_NOT_JSON, F),
     (config_text(b'{"r": ' + b"9" * 5000 + b"}"), "0.26.0", C.CONFIG_NOT_JSON, F),
-    (config_text(b'{"r": 1e999}'), "0.26.0", C.CONFIG_NOT_JSON, F),
+    (config_text(b'{"r": 1e999}'), "0.26.0", C.RANK_INVALID, F),
+    (config_text(b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}"), "0.26.0", C.CONFIG_NOT_JSON, P),
+    (config_text(rb'{"a": "\ud800"}'), "0.26.0", C.CONFIG_NOT_JSON, P),
+    (config(a=int("9" * 60)), "0.32.0", None, None),
     (config(r=...), "0.26.0", C.CONFIG_KEY_MISSING, F),
     (config(lora_alpha=...), "0.26.0", C.CONFIG_KEY_MISSING, F),
     (config(r=0), "0.26.0", C.RANK_INVALID, F),
@@ -461,9 +479,11 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
     (config(r=-4), "0.31.0", C.RANK_INVALID, F),
     (config(r="4"), "0.26.0", C.RANK_INVALID, F),
     (config(r=None), "0.26.0", C.RANK_INVALID, F),
-    (config(r=True), "0.26.0", C.RANK_INVALID, F),
+    (config(r=True), "0.26.0", C.RANK_INVALID, S),
+    (config(r=4.5), "0.26.0", C.RANK_INVALID, S),
+    (config(r=float("inf")), "0.26.0", C.RANK_INVALID, F),
     (config(r=[4]), "0.26.0", C.RANK_INVALID, F),
-    (config(r=float("nan")), "0.26.0", C.RANK_INVALID, F),
+    (config(r=float("nan")), "0.26.0", C.RANK_INVALID, S),
     (config(r=1e300), "0.26.0", C.RANK_TOO_HIGH, F),
     (config(rank_pattern={"q_proj": 128}), "0.26.0", C.PATTERN_UNSUPPORTED, S),
     (config(rank_pattern={"q_proj": 128}), "0.32.0", C.RANK_TOO_HIGH, F),
@@ -473,14 +493,24 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
     (config(lora_alpha=-8), "0.26.0", C.LORA_ALPHA_INVALID, S),
     (config(lora_alpha=float("nan")), "0.26.0", C.LORA_ALPHA_INVALID, S),
     (config(lora_alpha=float("inf")), "0.26.0", C.LORA_ALPHA_INVALID, S),
+    (config(lora_alpha=10**200), "0.26.0", C.LORA_ALPHA_INVALID, S),
+    (config(lora_alpha=10**400), "0.26.0", C.CONFIG_NOT_JSON, P),
+    (config(r=10**299), "0.26.0", C.RANK_TOO_HIGH, F),
+    (config(rank_pattern={"q_proj": -1}, use_rslora=True), "0.32.0", C.RANK_INVALID, F),
+    (config(rank_pattern={"q_proj": 10**299}, use_rslora=True), "0.32.0", C.RANK_TOO_HIGH, F),
+    (config(lora_alpha=1e-30), "0.26.0", C.LORA_ALPHA_INVALID, S),
+    (config(lora_alpha=1e30), "0.26.0", C.LORA_ALPHA_INVALID, S),
     (config(bias="all"), "0.26.0", C.BIAS_UNSUPPORTED, F),
     (config(bias=None), "0.26.0", C.BIAS_UNSUPPORTED, F),
     (config(use_dora="yes"), "0.26.0", C.DORA_UNSUPPORTED, F),
-    (config(modules_to_save=["classifier", "score"]), "0.26.0", C.MODULES_TO_SAVE_UNSUPPORTED, F),
+    (config(modules_to_save=["classifier", "score"]), "0.26.0", C.MODULES_TO_SAVE_UNSUPPORTED, S),
+    (config(modules_to_save=["lm_head"]), "0.26.0", C.MODULES_TO_SAVE_UNSUPPORTED, F),
+    (config(modules_to_save="score"), "0.26.0", C.MODULES_TO_SAVE_UNSUPPORTED, F),
     (config(rank_pattern={"q_proj": 2}), "0.31.9", C.PATTERN_UNSUPPORTED, S),
     (config(alpha_pattern={r"layers\.1\.mlp\.up_proj": 2}), "0.31.9", C.PATTERN_UNSUPPORTED, S),
     (config(alpha_pattern={"q_proj": "8"}), "0.31.9", C.PATTERN_UNSUPPORTED, S),
-    (config(alpha_pattern={"q.*": 4}), "0.31.9", C.PATTERN_UNSUPPORTED, Consequence.POLICY),
+    (config(alpha_pattern={"q.*": 4}), "0.31.9", C.PATTERN_UNSUPPORTED, S),
+    (config(alpha_pattern={"(a+)+b": 4}), "0.31.9", C.PATTERN_UNSUPPORTED, P),
     (config(rank_pattern={"q_proj": 4.0, "k_proj": 5}), "0.32.0", C.RANK_INVALID, F),
     (config(rank_pattern={"q_proj": 4.0}), "0.32.0", C.RANK_INVALID, F),
     (config(rank_pattern={"q_proj": 4.0}), "0.31.0", None, None),
@@ -488,8 +518,21 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
     (config(rank_pattern={"q_proj": 4}), "0.32.0", None, None),
     (config(alpha_pattern={"^model.layers.0.self_attn.q_proj": 4}), "0.32.1", None, None),
     (config(alpha_pattern={"(a+)+b": 4}), "0.32.0", C.PATTERN_UNSUPPORTED, Consequence.POLICY),
-    (config(alpha_pattern={"q.proj": 4}), "0.32.0", C.PATTERN_UNSUPPORTED, Consequence.POLICY),
-    (config(alpha_pattern=["q_proj"]), "0.32.0", C.PATTERN_UNSUPPORTED, Consequence.POLICY),
+    (config(alpha_pattern={"q.proj": 4}), "0.32.0", None, None),
+    (config(alpha_pattern={r".*layers\.\d+\.self_attn\.(q|v)_proj$": 4}), "0.32.0", None, None),
+    (config(alpha_pattern={f"{'a' * n}.*q_proj": 4 for n in range(9)}), "0.32.0", C.PATTERN_UNSUPPORTED, P),
+    (config(alpha_pattern=["q_proj"]), "0.32.0", C.PATTERN_UNSUPPORTED, F),
+    (config(alpha_pattern=["q_proj"]), "0.31.0", C.PATTERN_UNSUPPORTED, P),
+    (config(alpha_pattern={"(": 8}), "0.32.0", C.PATTERN_UNSUPPORTED, F),
+    (config(alpha_pattern={r"\q_proj": 8}), "0.32.0", C.PATTERN_UNSUPPORTED, F),
+    (config(alpha_pattern={r"\gate_proj": 8}), "0.32.0", C.PATTERN_UNSUPPORTED, S),
+    (config(rank_pattern={"*": 4}), "0.32.0", C.PATTERN_UNSUPPORTED, F),
+    (config(rank_pattern={"*": 4}), "0.31.0", None, None),
+    (config(alpha_pattern={"nothing": "8"}), "0.32.0", None, None),
+    (config(alpha_pattern={"q_proj": "8"}), "0.32.0", C.LORA_ALPHA_INVALID, F),
+    (config(alpha_pattern={"q_proj": None}), "0.32.0", C.LORA_ALPHA_INVALID, S),
+    (config(rank_pattern={"nothing": True}), "0.32.0", None, None),
+    (config(rank_pattern={"q_proj": True}), "0.32.0", C.RANK_INVALID, S),
     (config(alpha_pattern={"q_proj": 0}), "0.32.0", C.LORA_ALPHA_INVALID, S),
     *((config(init_lora_weights=how), "0.31.0", C.INIT_ALTERS_BASE, S) for how in ("pissa", "OLoRA", "loftq", "corda")),
     *((config(init_lora_weights=how), "0.32.0", C.INIT_ALTERS_BASE, F) for how in ("pissa", "OLoRA", "new_method")),
@@ -513,11 +556,11 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
             "use_alora": True,
             "trainable_token_indices": [1],
             "kasa_config": {"beta": 1},
-            "vllm_lora_scaling_factor": 2,
         }.items()
         for engine in ("0.26.0", "0.33.0")
     ),
-    *((config(peft_type=kind), "0.26.0", C.PEFT_TYPE_UNSUPPORTED, F) for kind in ("ADALORA", "IA3", None)),
+    (config(vllm_lora_scaling_factor=2), "0.32.0", None, None),  # the engine computes its own
+    *((config(peft_type=kind), "0.26.0", C.PEFT_TYPE_UNSUPPORTED, S) for kind in ("ADALORA", "IA3", None)),
     *(
         (file(name), "0.26.0", C.PICKLE_FILE, Consequence.UNSAFE)
         for name in ("optimizer.pt", "a.pth", "scheduler.CKPT", "x.pkl", "rng_state.pth", "adapter_model.bin")
@@ -544,11 +587,22 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
             "lm_head.base_layer.weight",  # the engine skips it only with something before it
             f"{LAYER}.self_attn.q_proj.base_layer.weight",
             f"{LAYER}.self_attn.q_proj.lora_embedding_A",
-            "base_model.model.model.embed_tokens.lora_A.weight",
             "",
         )
     ),
-    (tensor(Q_A, "F32", (8, 128), b"\1" * 4096), "0.26.0", C.SHAPE_MISMATCH, F),
+    (values(Q_B, lambda data: struct.pack("<f", -1e20) * (len(data) // 4)), "0.26.0", C.NOT_FINITE, S),
+    (tensor(Q_A, "F32", (8, 128), b"\1" * 4096), "0.26.0", C.SHAPE_MISMATCH, S),  # fits into a slot of rank 16
+    (tensor(Q_A, "F32", (17, 128), b"\1" * 8704), "0.26.0", C.SHAPE_MISMATCH, F),
+    (tensor(Q_A, "F32", (4, 129), b"\1" * 2064), "0.26.0", C.SHAPE_MISMATCH, F),
+    (tensor(Q_B, "F32", (128, 5), b"\1" * 2560), "0.26.0", C.SHAPE_MISMATCH, S),
+    (tensor(Q_B, "F32", (129, 4), b"\1" * 2064), "0.26.0", C.SHAPE_MISMATCH, F),
+    (weights(without_tensor(Q_A)), "0.32.0", C.LORA_PAIR_INCOMPLETE, S),  # packed with k and v
+    (weights(without_tensor(Q_B)), "0.32.0", C.LORA_PAIR_INCOMPLETE, F),
+    (weights(without_tensor(O_A)), "0.32.0", C.LORA_PAIR_INCOMPLETE, F),
+    (header(lambda entries: entries | {"__metadata__": None}), "0.32.0", C.SAFETENSORS_METADATA_INVALID, P),
+    (header_text(lambda text: b" " + text), "0.32.0", C.SAFETENSORS_HEADER_INVALID, P),
+    (header_text(first_tensor_twice), "0.32.0", C.SAFETENSORS_DUPLICATE_KEY, U),
+    (renamed(lambda name: name.replace(".lora_", ".base_layer.lora_")), "0.32.0", C.MODULE_UNSUPPORTED, S),
     (tensor(Q_A, "F32", (2, 128), b"\1" * 1024), "0.26.0", C.SHAPE_MISMATCH, S),
     (tensor(Q_A, "F32", (512,), b"\1" * 2048), "0.26.0", C.SHAPE_MISMATCH, F),
     (tensor(Q_A, "F32", (4, 128, 1), b"\1" * 2048), "0.26.0", C.SHAPE_MISMATCH, F),
@@ -559,8 +613,9 @@ RULES = [  # change, engine, code or None where it is accepted, what the engine 
         (tensor(Q_A, dtype, (4, 128), bytes(512 * bits // 8)), "0.26.0", C.DTYPE_UNSUPPORTED, S)
         for dtype, bits in {"I64": 64, "BOOL": 8, "C64": 64, "F4": 4, "F6_E2M3": 6, "U16": 16}.items()
     ),
-    (tensor("x.lm_head.base_layer.weight", "I8", (1,), b"\1"), "0.26.0", C.DTYPE_UNSUPPORTED, S),
-    (tensor("x.lm_head.base_layer.weight", "F16", (1,), b"\0\x7c"), "0.26.0", C.NOT_FINITE, S),
+    # Skipped, whatever is in it.
+    (tensor("x.lm_head.base_layer.weight", "I8", (1,), b"\1"), "0.26.0", C.BASE_LAYER_UNEXPECTED, U),
+    (tensor("x.lm_head.base_layer.weight", "F16", (1,), b"\0\x7c"), "0.26.0", C.BASE_LAYER_UNEXPECTED, U),
 ]
 
 
