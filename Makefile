@@ -55,7 +55,7 @@ lint: setup ## Style, types and the template
 
 unit: setup ## Unit tests: no network, no local cloud
 	@echo "== unit tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 protocol-tests: setup ## The deployment protocol, explored for a minute or two
 	@echo "== the deployment protocol"
@@ -66,7 +66,7 @@ protocol: setup ## The deployment protocol, explored for hours: docs/protocol.md
 
 local-tests: setup ## The stack, deployed by sam on the local cloud
 	@echo "== the stack on the local cloud"
-	$(BIN)/python -m pytest tests/local -q
+	$(BIN)/python -m pytest tests/local -q -n 2 --dist loadfile
 
 engine: .engine/.installed ## Install vLLM for the CPU in an environment of its own (3.4 GB)
 
@@ -85,14 +85,14 @@ $(VENV)/.installed: requirements-dev.txt constraints.txt functions/requirements.
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "loradrop needs Python 3.11 or newer; name one with PYTHON=…")'
 	@echo "== making $(VENV): a few minutes, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --no-compile --requirement requirements-dev.txt --constraint constraints.txt
 	@$(BIN)/python -m pip install --quiet --no-deps --editable .
 	@touch $@
 
 $(TOOLS)/%/.installed: requirements-%.txt
 	@echo "== making $(TOOLS)/$*"
 	@test -x $(TOOLS)/$*/bin/python || $(PYTHON) -m venv $(TOOLS)/$*
-	@$(TOOLS)/$*/bin/python -m pip install --quiet --requirement $<
+	@$(TOOLS)/$*/bin/python -m pip install --quiet --no-compile --requirement $<
 	@touch $@
 
 .engine/.installed: requirements-engine.txt

@@ -15,7 +15,7 @@ from loradrop_cli.main import main
 from loradrop_client import Adapters
 from loradrop_training.sentiment import LABELS, MAX_NEW_TOKENS, evaluation, held_out, sentiment_adapter
 from tests.adapters import adapter_files, tarball
-from tests.local.conftest import StackUnderTest, command, eventually
+from tests.local.conftest import StackUnderTest, build_and_deploy, eventually
 
 ASKED = 40
 START_SECONDS = 180.0
@@ -28,8 +28,7 @@ def stack() -> Iterator[StackUnderTest]:
         pytest.fail(problem)
     sentiment_adapter()  # trained first where that was not done yet
     with LocalCloud(engine="vllm", wait_scale=0.2) as cloud:
-        command(cloud, "sam", "build")
-        command(cloud, "sam", "deploy", "--config-env", "local")
+        build_and_deploy(cloud)
         yield StackUnderTest(cloud)
     assert not engine_processes(), "vLLM ends with the cloud that started it"
 

@@ -1,5 +1,6 @@
 """The stack, deployed by `sam deploy` on the local cloud with IAM enforced: one for the whole run of these tests."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -265,6 +266,14 @@ def command(cloud: LocalCloud, *words: str) -> str:
     return done.stdout
 
 
+def build_and_deploy(cloud: LocalCloud, *words: str) -> None:
+    """As README says, with more words for the deployment. One at a time: every process of the tests builds in one folder."""
+    with (REPOSITORY / "template.yaml").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command(cloud, "sam", "build")
+        command(cloud, "sam", "deploy", "--config-env", "local", *words)
+
+
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[LocalCloud]:
     # What a state machine waits, between retries and looks, is a fifth of what it says.
@@ -274,8 +283,7 @@ def cloud() -> Iterator[LocalCloud]:
 
 @pytest.fixture(scope="session")
 def deployed(cloud: LocalCloud) -> StackUnderTest:
-    command(cloud, "sam", "build")
-    command(cloud, "sam", "deploy", "--config-env", "local")
+    build_and_deploy(cloud)
     return StackUnderTest(cloud)
 
 

@@ -18,7 +18,7 @@ from tests.adapters import (
     wrapped_tarball,
 )
 
-from .conftest import StackUnderTest, command, eventually
+from .conftest import StackUnderTest, build_and_deploy, eventually
 
 QUESTION = "How are you?"
 
@@ -409,8 +409,7 @@ def test_an_existing_base_is_used_and_a_missing_one_named(stack: StackUnderTest)
         parameters = "BaseProfile=tiny-llama MaxLoraRank=16 GracePeriodSeconds=1 InServiceDeadlineSeconds=60"
         existing = f"ExistingEndpointName={endpoint} ExistingBaseComponentName={base} ExistingExecutionRoleArn={role}"
         chosen = f"{parameters} {existing}"
-        words = ["--config-env", "local", "--stack-name", "loradrop-other", "--parameter-overrides", chosen]
-        command(stack.cloud, "sam", "deploy", *words)
+        build_and_deploy(stack.cloud, "--stack-name", "loradrop-other", "--parameter-overrides", chosen)
         return StackUnderTest(stack.cloud, "loradrop-other")
 
     other = deploy(endpoint, base)

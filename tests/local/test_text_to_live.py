@@ -11,7 +11,7 @@ from loradrop_cli.main import main
 from loradrop_client import Adapters
 from loradrop_training.sentiment import LABELS, MAX_NEW_TOKENS, evaluation, held_out, sentiment_adapter
 
-from .conftest import StackUnderTest, command
+from .conftest import StackUnderTest, build_and_deploy
 
 ASKED = 40
 
@@ -21,8 +21,7 @@ def stack() -> Iterator[StackUnderTest]:
     tarball = sentiment_adapter()  # trained first where that was not done yet
     assert tarball.is_file()
     with LocalCloud(engine="tiny", wait_scale=0.2) as cloud:
-        command(cloud, "sam", "build")
-        command(cloud, "sam", "deploy", "--config-env", "local")
+        build_and_deploy(cloud)
         yield StackUnderTest(cloud)
 
 

@@ -47,6 +47,11 @@ from local import hosting
 from tests.template import TEMPLATE
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes begins first, so that the other process is not waited for at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What Powertools' logger reads of a Lambda's context."""
