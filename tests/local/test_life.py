@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from .test_push import as_user, documented, known_names, push, without_each_acti
 __all__ = ["as_user", "push"]  # fixtures
 
 Run = Callable[..., tuple[int, str]]
-# Beyond the smoke test, which takes a fraction of a second here.
-ROLLBACK_SECONDS = 5.0
 
 
 @pytest.fixture
@@ -74,13 +71,10 @@ def test_an_adapters_whole_life(stack: StackUnderTest, run: Run, as_user: Any, t
     ]
     assert uploads[0]["replaced"] == one["component"]
 
-    began = time.monotonic()
     code, shown = run("rollback", name)
-    seconds = time.monotonic() - began
     assert code == 0, shown
     assert f"It replaced {two['component']}" in shown
     assert stack.live(name) == one["component"], "its standby was taken over"
-    assert seconds < ROLLBACK_SECONDS, f"the rollback took {seconds:.1f} s"
 
     # Plain S3 does the same, and the newest release's standby is taken over in turn.
     release = f"s3://{stack.releases}/releases/{name}/{two['release']}.tar.gz"
