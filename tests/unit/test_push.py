@@ -231,7 +231,7 @@ def test_a_tarball_above_the_stacks_limit_is_not_uploaded(
         (["missing.tar.gz"], "missing.tar.gz: No such file"),
         (
             ["out/sentiment/adapter.tar.gz"],
-            "has the name of every trained adapter. Choose a name",
+            "is what every trained tarball is called. Choose",
         ),
         (["/dev/null"], "/dev/null is neither a file nor a folder"),
         (["README.md", "--name", "two words"], "'two words' is no adapter name. Allowed: letters"),
