@@ -208,7 +208,7 @@ def test_a_component_that_is_gone_and_still_named_is_reported_after_one_more_rea
     with pytest.raises(ComponentBrokenError, match=r"acme-1 answered 400 \(ValidationError\)") as refused:
         shop.adapters.chat("acme", "Hello", **GREEDY)
     assert refused.value.status == 400
-    assert str(refused.value).endswith("To see how it stands:\n  loradrop status acme")
+    assert str(refused.value).endswith("To see its state:\n  loradrop status acme")
     assert (shop.calls.count("GetItem"), shop.time.slept) == (2, [])
 
 
