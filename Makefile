@@ -1,7 +1,7 @@
 # Everything runs from here; `make help` lists what there is.
 PYTHON ?= python3
 PORT ?= 4566
-# Of the local cloud: tiny, stand-in (not for the demo) or vllm, which wants `make engine`.
+# Of the local cloud: tiny, stand-in (not for the demo) or vllm, which needs `make engine`.
 ENGINE ?= tiny
 # Of test-engine: how many adapters are generated, and which.
 ADAPTERS ?= 300

@@ -1,4 +1,4 @@
-"""`make demo`: watch an adapter tarball become a live, proven component, and a wrong one be refused.
+"""`make demo`: watch an adapter tarball become a live, proven component, and a wrong one be rejected.
 
 Every command that it shows can be typed by hand, on the cloud that `make local` keeps running.
 """
@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loradrop_cli.executions import RUNNING, Execution, StateView, follow, read_execution
+from loradrop_cli.terminal import print_message
 from loradrop_training.sentiment import LABELS, MAX_NEW_TOKENS, held_out, sentiment_adapter
 
 from .cloud import REPOSITORY, EngineName, LocalCloud
@@ -71,7 +71,7 @@ What to try next:
 def _demo(port: int, engine: EngineName) -> None:
     _heading("A base, and an adapter that somebody trained")
     adapter = _build_adapter()
-    _heading("The local cloud: MiniStack for AWS, with SageMaker hosting that really loads adapters")
+    _heading("The local cloud: MiniStack for AWS, and SageMaker hosting that loads adapters")
     with _local_cloud(port, engine) as cloud:
         shell = Shell(cloud)
         _heading("The stack, deployed as on AWS")
@@ -86,7 +86,7 @@ def _demo(port: int, engine: EngineName) -> None:
         ended = _watch(stack, execution)
         if ended.status != "SUCCEEDED":
             raise DemoError(f"the adapter was not deployed: {ended.cause}")
-        console.print(f"   {ended.output['message']}", soft_wrap=True)
+        print_message(ended.output["message"], indent="   ")
 
         _heading("Ask the adapter and its base the same questions")
         _compare(stack, component=ended.output["component"])
@@ -101,7 +101,7 @@ def _demo(port: int, engine: EngineName) -> None:
         if ended.error != "AdapterRejected":
             raise DemoError(f"the wrong tarball was not rejected: {ended.status} {ended.cause}")
         console.print("   Its cause, as the console shows it:")
-        console.print(textwrap.indent(ended.cause, "   "), style="dim", soft_wrap=True, markup=False)
+        print_message(ended.cause, indent="   ")
         shell.run("aws", "s3", "ls", f"{stack.upload_uri.removesuffix('adapters/')}reports/")
         console.print("   acme is still live: one adapter's mistake never touches another.")
 
@@ -110,7 +110,7 @@ def _build_adapter() -> Path:
     adapter = sentiment_adapter()
     size = adapter.stat().st_size / 1000
     console.print(
-        f"   {adapter.relative_to(REPOSITORY)}: classifies reviews as positive or negative, {size:,.0f} kB",
+        f"   {adapter.relative_to(REPOSITORY)}, {size:,.0f} kB: is a review positive or negative?",
         soft_wrap=True,
     )
     return adapter.relative_to(REPOSITORY)
@@ -127,7 +127,7 @@ def _local_cloud(port: int, engine: EngineName) -> Iterator[LocalCloud]:
         except RuntimeError as error:
             log.seek(0)
             said = log.read().decode(errors="replace").strip()
-            raise DemoError(f"{said or error}\nWith another port: make demo PORT={port + 1}") from error
+            raise DemoError(f"{said or error}\nWith another port:\n  make demo PORT={port + 1}") from error
         try:
             console.print(f"   ready on {cloud.endpoint_url} after {time.monotonic() - started:.1f} s")
             yield cloud
@@ -148,7 +148,7 @@ class Shell:
             console.print(f"   {line}", style="dim", soft_wrap=True, markup=False)
 
     def run_quietly(self, *words: str | Path) -> None:
-        """Of a command that says a lot: that it runs, and how long it took."""
+        """Shows of a wordy command only that it runs, and how long it took."""
         started = time.monotonic()
         with console.status(f"   $ {shlex.join(map(str, words))}"):
             self._call(words, REPOSITORY)
@@ -176,7 +176,7 @@ class Stack(DeployedStack):
         return self.outputs["UploadUri"]
 
     def execution_after(self, act: Callable[[], None]) -> str:
-        """The execution that starts because of this."""
+        """The execution that `act` starts."""
         known = self._executions()
         act()
         deadline = time.monotonic() + EXECUTION_DEADLINE_SECONDS
@@ -222,11 +222,11 @@ def _compare(stack: Stack, component: str) -> None:
                 table.add_row(
                     example.text, example.label, *(Text(answer.strip() or "(nothing)") for answer in answers.values())
                 )
-            status.update(f"   {number + 1} of {len(examples)} held-out sentences, asked twice")
+            status.update(f"   {number + 1} of {len(examples)} held-out sentences, each asked of both")
     console.print(table)
     base, adapter = (f"{count / len(examples):.0%}" for count in right.values())
     console.print(
-        f"   Right on {len(examples)} sentences that neither has seen: base {base}, acme [bold]{adapter}[/bold] (a coin: 50%)"
+        f"   Right on {len(examples)} sentences new to both: base {base}, acme [bold]{adapter}[/bold] (a coin: 50%)"
     )
 
 

@@ -47,7 +47,7 @@ def apply() -> None:
     """Once, before a function is invoked."""
     script: str = lambda_runtime._PYTHON_WORKER_SCRIPT
     if INSTALLED not in script:
-        raise RuntimeError("MiniStack's Python worker begins otherwise than this patch expects")
+        raise RuntimeError("MiniStack's Python worker does not begin as this patch expects")
     lambda_runtime._PYTHON_WORKER_SCRIPT = script.replace(INSTALLED, INSTALLED_WITH_PROCESS.strip())
     invoke = lambda_runtime.Worker.invoke
 

@@ -82,7 +82,7 @@ class _Uploads:
         return self.head(self._bucket, upload_key(adapter))
 
     def head(self, bucket: str, key: str, **version: Any) -> Mapping[str, Any] | None:
-        with explaining(f"look at s3://{bucket}/{key}"):
+        with explaining(f"read the metadata of s3://{bucket}/{key}"):
             try:
                 return self.connection.s3.head_object(Bucket=bucket, Key=key, **version)
             except ClientError as error:
@@ -121,7 +121,7 @@ class _Uploads:
             except ClientError as error:
                 if error.response["Error"].get("Code") in _OVERTAKEN:
                     raise OvertakenError(
-                        f"{adapter} was uploaded or removed by somebody else just now. Look again."
+                        f"{adapter} was uploaded or removed by somebody else in the meantime. Check its status, and try again."
                     ) from error
                 raise
         return copied["VersionId"]
@@ -164,7 +164,11 @@ class _Uploads:
             time.sleep(poll_seconds)
 
     def _unfinished(self, adapter: str, version_id: str, record: UploadRecord | None) -> Ended:
-        what = "Its deployment continues" if record else "Its upload is complete, and its deployment starts by itself"
+        what = (
+            "The deployment continues"
+            if record
+            else "The upload is complete; the deployment starts without this command"
+        )
         command = self.connection.command("status", adapter, "--watch")
         return Ended(adapter, ExitCode.FAILED, f"{what}. To see how it ends:\n  {command}", record, version_id)
 
@@ -228,7 +232,7 @@ def _rollback(connection: Connection, arguments: argparse.Namespace) -> int:
     reason = f"rolled back to release {short(release)}, when {was} was live"
     version = uploads.from_source(name, source, current, target.version_id, reason)
     if not arguments.json:
-        print_message(f"{name} goes back to release {short(release)}; {was} is live now. Upload {version}.")
+        print_message(f"Rolling {name} back to release {short(release)}, as upload {version}. Live until then: {was}.")
     ended = uploads.end_of(name, version)
     return _print_end(connection, ended, arguments)
 
@@ -258,7 +262,7 @@ def _earlier(connection: Connection, name: str, state: AdapterState, wanted: str
     why = (
         f"is less than {MIN_RELEASE_CHARACTERS} characters"
         if len(wanted) < MIN_RELEASE_CHARACTERS
-        else f"means {len(matching)} releases"
+        else f"matches {len(matching)} releases"
         if matching
         else "was never live"
     )
@@ -307,9 +311,9 @@ def _remove(connection: Connection, arguments: argparse.Namespace) -> int:
 
 def _is_sure(name: str, state: AdapterState) -> bool:
     if not sys.stdin or not sys.stdin.isatty():
-        raise CommandError(f"To remove {name} without being asked, add --yes.")
-    live = f", which serves release {short(state.live.release)}" if state.live else ""
-    print(f"Take {name}{live}, out of service? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise CommandError(f"To remove {name} without a question, add --yes.")
+    live = f" (release {short(state.live.release)} is live)" if state.live else ""
+    print(f"Take {name}{live} out of service? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -321,7 +325,7 @@ def _removal(connection: Connection, name: str, floor: str, timeout_seconds: flo
             if state.live is None and state.floor > floor:
                 break
             if time.monotonic() >= deadline:
-                said = f"The tarball of {name} is deleted. ReconcileFleet takes it out of service with its next pass. Sooner:"
+                said = f"The tarball of {name} is deleted. ReconcileFleet takes it out of service in its next pass. To do it now:"
                 return Ended(name, ExitCode.FAILED, f"{said}\n  {connection.command('reconcile', name)}")
             time.sleep(POLL_SECONDS / 4)
         record = connection.registry.upload(name, state.floor)
@@ -336,7 +340,7 @@ def _removal(connection: Connection, name: str, floor: str, timeout_seconds: flo
 
 def retry(arguments: argparse.Namespace) -> int:
     if bool(arguments.adapters) == arguments.failed:
-        raise CommandError("Name the adapters to try again, or all that failed with --failed.")
+        raise CommandError("Name the adapters to retry, or give --failed for all that failed.")
     try:
         connection = Connection.of(arguments)
         connection.check_names(arguments.adapters)
@@ -355,7 +359,7 @@ def retry(arguments: argparse.Namespace) -> int:
 
 def redeploy(arguments: argparse.Namespace) -> int:
     if bool(arguments.adapters) == arguments.all:
-        raise CommandError("Name the adapters to deploy again, or every live one with --all.")
+        raise CommandError("Name the adapters to redeploy, or give --all for every live one.")
     try:
         connection = Connection.of(arguments)
         connection.check_names(arguments.adapters)
@@ -372,7 +376,7 @@ def _retried(connection: Connection, uploads: _Uploads, name: str) -> Ended:
     state, newest = connection.registry.state(name) or AdapterState(), connection.registry.newest(name)
     now = standing(name, state, newest)
     if now.condition not in UNSUCCESSFUL:
-        return Ended(name, ExitCode.DONE, f"{name} is {now.condition}; there is nothing to try again.")
+        return Ended(name, ExitCode.DONE, f"{name} is {now.condition}; there is nothing to retry.")
     current = uploads.current(name)
     if current is None:
         return Ended(name, ExitCode.FAILED, f"The tarball of {name} was deleted; push it again.")
@@ -386,7 +390,7 @@ def _redeployed(connection: Connection, uploads: _Uploads, name: str) -> Ended:
         return Ended(name, ExitCode.FAILED, f"Nothing of {name} is live.")
     current = uploads.current(name)
     if current is None or current["VersionId"] != state.live.version_id:
-        said = "Its newest upload is not the one that is live. Retry it, or roll back, first."
+        said = "Its newest upload is not the one that is live. First retry it, or roll back."
         return Ended(name, ExitCode.FAILED, f"{name} stays as it was.\n{said}")
     before = connection.registry.upload(name, state.live.order)
     version = uploads.again(name, current, "deployed again")
@@ -451,7 +455,7 @@ def _print_summary(names: list[str], ends: list[Ended], lost: dict[str, Any] | N
     if lost is not None and lost["started"]:
         print(f"{lost['started']} lost events were started.")
     if lost is not None and lost["left"]:
-        print(f"{len(lost['left'])} messages in the queue of lost events are no events; they stay there:")
+        print(f"{len(lost['left'])} messages in the queue of lost events are not events; they stay there:")
         for body in lost["left"]:
             print(f"  {safe(body)}")
     if not names:
@@ -569,7 +573,7 @@ def _reconciled(
     execution: Execution, plans: list[dict[str, Any]], done: list[dict[str, Any]], *, is_dry: bool
 ) -> Iterator[str]:
     if execution.status == RUNNING:
-        yield "It is still running; it ends by itself."
+        yield "The execution is still running, and continues without this command."
     repairs = [repair for one in plans for repair in one["repairs"]]
     for repair in repairs:
         for one in repair["wanted"]:

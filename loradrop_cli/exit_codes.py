@@ -43,8 +43,8 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
     },
     "train": {
         ExitCode.DONE: "trained, evaluated and packaged",
-        ExitCode.REJECTED: "rejected by the validator, for the data, or for want of memory; with --require-better also if "
-        "the adapter is not shown to be better than its base",
+        ExitCode.REJECTED: "rejected: by the validator, because of the data, or because it does not fit in memory; with "
+        "--require-better also if the adapter is not shown to be better than its base",
         ExitCode.UNUSABLE: "wrong usage, a wrong recipe, or no base model",
         ExitCode.FAILED: "failed: out of memory, or a loss that is not finite",
         ExitCode.INTERRUPTED: "interrupted; --resume continues",
@@ -52,7 +52,7 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
     },
     "recipe": {
         ExitCode.DONE: "the recipe is written",
-        ExitCode.UNUSABLE: "wrong usage, or data or a base that no recipe can be made for",
+        ExitCode.UNUSABLE: "wrong usage, or no recipe can be made for this data or base",
         ExitCode.INTERRUPTED: ExitCode.INTERRUPTED.meaning,
     },
     "push": {
@@ -79,7 +79,7 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
     },
     "remove": {
         ExitCode.DONE: "out of service",
-        ExitCode.FAILED: "deleted, and not out of service before --timeout",
+        ExitCode.FAILED: "deleted, but not out of service before --timeout",
         **_OPERATING,
     },
     "retry": {
@@ -96,7 +96,7 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
     },
     "reconcile": {
         ExitCode.DONE: "planned, or all repaired",
-        ExitCode.FAILED: "some not repaired, or not finished before --timeout",
+        ExitCode.FAILED: "some could not be repaired, or not finished before --timeout",
         **_OPERATING,
     },
     "profile": {ExitCode.DONE: "the profile is written", **_READING},

@@ -244,7 +244,7 @@ def _status_rows(
     for name, entry in sorted(state.components.items()):
         if entry.state is ComponentState.STANDBY and entry.until is not None:
             until = datetime.fromtimestamp(entry.until, UTC)
-            kept = f"until {until:%H:%M:%S} UTC" if until > datetime.now(UTC) else "its time is over"
+            kept = f"until {until:%H:%M:%S} UTC" if until > datetime.now(UTC) else "its grace period is over"
             yield "standby", f"{name}, release {short(entry.release)}, {kept}"
         elif entry.state is not ComponentState.LIVE:
             yield str(entry.state), f"{name}, release {short(entry.release)}"
@@ -264,13 +264,13 @@ def _advice(
     connection: Connection, name: str, condition: Condition, is_live: bool, component_status: str | None
 ) -> Iterator[str]:
     if is_live and component_status not in ("InService", "Updating"):
-        yield "The live component is broken. The next reconciliation heals it; sooner:"
+        yield "The live component is broken. The next reconciliation heals it. To do it now:"
         yield f"  {connection.command('reconcile', name)}"
     match condition:
         case Condition.FAILED:
-            yield f"To try it again:\n  {connection.command('retry', name)}"
+            yield f"To retry it:\n  {connection.command('retry', name)}"
         case Condition.WAITING:
-            yield "It is tried again by itself when there is room on the endpoint."
+            yield "It is retried automatically when there is room on the endpoint."
         case Condition.REJECTED:
             yield f"Fix the adapter and push it again. Every reason:\n  {connection.command('history', name, '--json')}"
         case Condition.REMOVED:

@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command(
         "train",
-        "train an adapter on labelled text, and evaluate it",
+        "train an adapter on labels, chats or other text, and evaluate it",
         f"{textwrap.fill(DESCRIPTION, 100)}\nRequires: pip install 'loradrop[train]'",
     )
     add_arguments(train)
@@ -168,14 +168,16 @@ def _parser() -> argparse.ArgumentParser:
     push = command(
         "push",
         "validate an adapter, upload it, and follow its deployment",
-        "Validates a tarball by the stack's own rules, or a folder, which is packaged first. Uploads it if it is\n"
-        "accepted, and shows each state of the deployment until the adapter is live.",
+        "Validates a tarball by the stack's own rules; a folder is packaged first. If it is accepted, uploads it,\n"
+        "and shows each state of the deployment until the adapter is live.",
     )
     push.add_argument("path", metavar="FILE_OR_DIR", help="tarball, or folder that holds adapter_config.json")
     push.add_argument("--name", help="adapter name, such as acme or tenant/acme (default: name of the file or folder)")
     _add_stack(push)
     _add_base(push, default="the stack's own", printed="outcome")
-    push.add_argument("--no-wait", action="store_true", help="end after the upload, without following the deployment")
+    push.add_argument(
+        "--no-wait", action="store_true", help="return after the upload, without following the deployment"
+    )
     _add_timeout(push)
     push.set_defaults(run=_push)
 
@@ -190,12 +192,12 @@ def _parser() -> argparse.ArgumentParser:
     invoke.add_argument(
         "--temperature", metavar="T", type=float, help="sampling temperature; 0 is greedy (default: the model's own)"
     )
-    invoke.add_argument("--raw", action="store_true", help="TEXT is the whole prompt, without a chat template")
+    invoke.add_argument("--raw", action="store_true", help="send TEXT as the whole prompt, without a chat template")
     invoke.add_argument(
         "--stream",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="answer printed as it is generated (default: only on a terminal)",
+        help="print the answer as it is generated (default: only on a terminal)",
     )
     invoke.set_defaults(run=_invoke)
 
@@ -221,51 +223,53 @@ def _parser() -> argparse.ArgumentParser:
 
     codes = command("codes", "explain the problem codes")
     codes.add_argument("codes", metavar="CODE", nargs="*", type=_problem_code, help="codes to explain (default: all)")
-    codes.add_argument("--markdown", action="store_true", help="the whole of docs/problems.md")
+    codes.add_argument("--markdown", action="store_true", help="all of docs/problems.md, as Markdown")
     codes.set_defaults(run=_codes)
     return parser
 
 
 def _add_life(command: Any) -> None:
     """What people do with adapters after the first push."""
-    listing = command("list", "list the adapters and how each stands")
+    listing = command("list", "list the adapters and the state of each")
     listing.add_argument("--failed", action="store_true", help="only those that failed, were rejected or wait for room")
-    listing.add_argument("--limit", metavar="N", type=_count, help="adapters in a page (default: all)")
-    listing.add_argument("--after", metavar="ADAPTER", help="name behind which a page begins (default: the first)")
+    listing.add_argument("--limit", metavar="N", type=_count, help="adapters per page (default: all)")
+    listing.add_argument("--after", metavar="ADAPTER", help="start the page after this adapter (default: at the first)")
     _add_operated(listing, "fleet", "list_adapters")
 
-    status = command("status", "show what is live of an adapter, or how the stack stands")
+    status = command("status", "show the state of an adapter, or of the stack")
     status.add_argument("adapter", metavar="ADAPTER", nargs="?", help="adapter name (default: the whole stack)")
-    status.add_argument("--watch", action="store_true", help="end of a deployment that is running awaited, and shown")
+    status.add_argument("--watch", action="store_true", help="follow the running deployment to its end first")
     _add_operated(status, "fleet", "status")
 
     history = command("history", "list every upload of an adapter, newest first")
     history.add_argument("adapter", metavar="ADAPTER", help="adapter name")
-    history.add_argument("--limit", metavar="N", type=_count, default=20, help="newest uploads (default: %(default)s)")
+    history.add_argument(
+        "--limit", metavar="N", type=_count, default=20, help="number of uploads (default: %(default)s)"
+    )
     _add_operated(history, "fleet", "history")
 
-    rollback = command("rollback", "make an earlier release live again, proven again")
+    rollback = command("rollback", "make an earlier release live again, after another smoke test")
     rollback.add_argument("adapter", metavar="ADAPTER", help="adapter name")
     rollback.add_argument(
         "--to",
         metavar="RELEASE",
-        help="release, or its first characters, or an upload's version (default: the last other one that was live)",
+        help="release, its first characters, or an upload's version (default: the one that was live before)",
     )
     _add_timeout(rollback)
     _add_operated(rollback, "changes", "rollback")
 
     remove = command("remove", "take an adapter out of service")
     remove.add_argument("adapter", metavar="ADAPTER", help="adapter name")
-    remove.add_argument("--yes", action="store_true", help="no question before it")
-    remove.add_argument("--no-wait", action="store_true", help="end after the deletion, without following the removal")
+    remove.add_argument("--yes", action="store_true", help="no confirmation question")
+    remove.add_argument(
+        "--no-wait", action="store_true", help="return after the deletion, without following the removal"
+    )
     _add_timeout(remove, MAX_REMOVAL_SECONDS)
     _add_operated(remove, "changes", "remove")
 
     retry = command("retry", "deploy again what failed")
     retry.add_argument("adapters", metavar="ADAPTER", nargs="*", help="adapter names")
-    retry.add_argument(
-        "--failed", action="store_true", help="all that failed or wait for room, and the events that were lost"
-    )
+    retry.add_argument("--failed", action="store_true", help="all that failed or wait for room, and all lost events")
     _add_timeout(retry)
     _add_operated(retry, "changes", "retry")
 
@@ -273,16 +277,16 @@ def _add_life(command: Any) -> None:
         "redeploy",
         "deploy live releases again, onto the endpoint and base that the stack has now",
         "Deploys live releases again, onto the endpoint and base that the stack has now.\n"
-        "Each is proven before its pointer moves, and its answers are compared with the earlier ones.",
+        "Each is smoke-tested before its live pointer moves, and its answers are compared with the earlier ones.",
     )
     redeploy.add_argument("adapters", metavar="ADAPTER", nargs="*", help="adapter names")
-    redeploy.add_argument("--all", action="store_true", help="every adapter that is live")
+    redeploy.add_argument("--all", action="store_true", help="every live adapter")
     _add_timeout(redeploy)
     _add_operated(redeploy, "changes", "redeploy")
 
     reconcile = command("reconcile", "compare bucket, registry and endpoint, and repair the difference")
     reconcile.add_argument("adapter", metavar="ADAPTER", nargs="?", help="adapter name (default: all)")
-    reconcile.add_argument("--dry-run", action="store_true", help="plan only, without repairs")
+    reconcile.add_argument("--dry-run", action="store_true", help="plan, without repairs")
     _add_timeout(reconcile)
     _add_operated(reconcile, "changes", "reconcile")
 
@@ -304,7 +308,7 @@ def _add_timeout(parser: argparse.ArgumentParser, seconds: int = MAX_DEPLOYMENT_
         metavar="SECONDS",
         type=_seconds,
         default=seconds,
-        help="time limit for following it (default: %(default)s)",
+        help="time limit for the wait (default: %(default)s)",
     )
 
 
@@ -322,7 +326,7 @@ def _add_stack(parser: argparse.ArgumentParser) -> None:
 
 def _add_base(
     parser: argparse.ArgumentParser,
-    default: str = f"the one of the base that the adapter names, or else {DEFAULT_PROFILE}",
+    default: str = f"by the base that the adapter names, or else {DEFAULT_PROFILE}",
     printed: str = "report",
 ) -> None:
     parser.add_argument(

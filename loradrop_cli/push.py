@@ -43,7 +43,7 @@ _TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=P
 _CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 6}, connect_timeout=5, read_timeout=60)
 # Step Functions lets an account poll a few times a second; with many pushes at once each polls less often, and none gives up.
 _STATES_CONFIG = Config(retries={"mode": "adaptive", "total_max_attempts": 12}, connect_timeout=5, read_timeout=20)
-# Stopped by hand, or at its time limit: it could not clean up, nor report.
+# Stopped by hand, or at its time limit: it could neither clean up nor report.
 _UNREPORTED = "The execution ended as {} without an outcome. ReconcileFleet cleans up and reports the outcome within minutes. To see it:\n  {}"
 _ARCHIVE_ENDINGS = (".tar.gz", ".tgz")
 
@@ -138,7 +138,7 @@ def _adapter(name: str | None, path: Path) -> str:
         name = name.removesuffix(ending)
         if name == _EVERYBODYS_NAME:  # as `loradrop train` writes it: it would replace somebody else's
             raise CommandError(
-                f"{path} has the name of every trained adapter. Choose a name to go live under with --name NAME."
+                f"{path} is what every trained tarball is called. Choose the adapter's name with --name NAME."
             )
     try:
         check_adapter_name(name)
@@ -292,8 +292,8 @@ class _Push:
             print(f"\n{_continues(upload, arn)}", file=sys.stderr)
             return ExitCode.INTERRUPTED
         message = (
-            "No execution has started for this upload yet. EventBridge keeps trying for a day; an event that it gives up goes to "
-            f"the queue {self._stack.outputs.get('LostEventsQueueUrl')}. To see the outcome:\n  {upload.report_command}"
+            "No execution has started for this upload yet. EventBridge keeps trying for a day; an event that it cannot deliver goes "
+            f"to the queue {self._stack.outputs.get('LostEventsQueueUrl')}. To see the outcome:\n  {upload.report_command}"
         )
         return self._end(tarball, ExitCode.FAILED, None, message, upload)
 

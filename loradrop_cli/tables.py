@@ -25,8 +25,8 @@ the value found and the value allowed. `loradrop codes CODE` shows the same in a
 _POLICIES_HEAD = """
 # Policies
 
-What the engine would serve, or does not look at, and loradrop keeps out all the same. Everything else that is rejected was seen to fail,
-or to be served wrongly, by vLLM itself: [engine.md](engine.md).
+What the engine would serve or ignore, and loradrop rejects all the same. Every other rejection was compared with vLLM itself,
+which failed on such an adapter or served it wrongly: [engine.md](engine.md).
 
 | code | why |
 |---|---|"""

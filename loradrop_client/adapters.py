@@ -232,7 +232,7 @@ class Adapters:
                 if is_renewed or self._live(adapter) == live:
                     raise ComponentBrokenError(
                         f"{error} The live pointer names this component. If it is missing or Failed, ReconcileFleet heals it "
-                        f"within minutes. To see how it stands:\n  loradrop status {shlex.quote(adapter)}",
+                        f"within minutes. To see its state:\n  loradrop status {shlex.quote(adapter)}",
                         error.status,
                     ) from error.__cause__
                 is_renewed = True

@@ -284,7 +284,7 @@ def _mine(weights: Weights) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def said(report: ValidationReport) -> str:
-    """The sentences of a report, without what is told of the input in them."""
+    """The sentences of a report, without what they quote of the input."""
     sentences = [f"{one.code} {one.message[:80]}" for one in (*report.problems, *report.warnings)]
     return re.sub(r"[^A-Za-z \n]+", "", re.sub(r'"[^"]*"|\S*[^A-Za-z ,.;:()\n]\S*', "", "\n".join(sentences)))[:2000]
 

@@ -1,3 +1,3 @@
-"""The domain of loradrop: judging adapters and naming what serves them. Imports the standard library alone."""
+"""The domain of loradrop: validating adapters, and naming what serves them. Imports the standard library alone."""
 
 __version__ = "0.1.0"

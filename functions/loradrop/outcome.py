@@ -63,7 +63,7 @@ def _tail(outcome: Outcome, deployment: Deployment, live: Live | None) -> list[s
     if outcome is not Outcome.FAILED:
         return [_unchanged(live)]
     if deployment.full_at is not None:
-        return [_unchanged(live), "It is tried again by itself when there is room on the endpoint."]
+        return [_unchanged(live), "It is retried automatically when there is room on the endpoint."]
     return [_unchanged(live), "Fix the cause, then upload the tarball again."]
 
 

@@ -14,7 +14,7 @@ class Policy:
     max_unpacked_bytes: int = 4 * GIB
 
     # Trained weights compress to 0.75 in bf16 and to 0.4 when bf16 was saved as float32; deflate's own limit is 1032.
-    # A small archive may exceed the ratio, so that an untrained adapter is told as such and not as a bomb.
+    # A small archive may exceed the ratio, so that an untrained adapter is reported as such, and not as a bomb.
     max_ratio: int = 100
     ratio_free_bytes: int = 32 * MIB
 

@@ -80,7 +80,7 @@ class LoraLimits:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "LoraLimits":
-        """As LMI's container is told them."""
+        """From the environment of LMI's container."""
         default = cls()
         return cls(
             max_loras=int(environment.get("OPTION_MAX_LORAS", default.max_loras)),

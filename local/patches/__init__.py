@@ -1,4 +1,4 @@
-"""What MiniStack 1.5.33 does otherwise than AWS and this project needs done right: one function for each, with the reason.
+"""What MiniStack 1.5.33 does differently from AWS, and this project needs done right: one function for each, with the reason.
 
 Each patch wraps a function of MiniStack's by name: where a name has gone, the local cloud does not start. tests/local/test_patches.py
 shows what each is for, and fails when MiniStack does it by itself; then the patch goes.

@@ -23,7 +23,7 @@ def report_a_lambda_error_by_its_class() -> None:
     """Lambda reports an exception by its class name, and a process that died as Runtime.ExitError; MiniStack calls them all Runtime.HandlerError, so Retry and Catch miss."""
     script: str = lambda_runtime._PYTHON_WORKER_SCRIPT
     if WORKER_ANSWERS not in script:
-        raise RuntimeError("MiniStack's Python worker answers otherwise than this patch expects")
+        raise RuntimeError("MiniStack's Python worker does not answer as this patch expects")
     lambda_runtime._PYTHON_WORKER_SCRIPT = script.replace(WORKER_ANSWERS, WORKER_ANSWERS_IN_FULL)
     worker_invoke, execute = lambda_runtime.Worker.invoke, lambda_svc._execute_function_warm
 

@@ -61,7 +61,7 @@ def test_errors_are_openais(vllm: VllmEngine, request_: dict[str, Any], status: 
     assert words in json.loads(body)["error"]["message"]
 
 
-def test_a_model_that_the_body_names_is_not_looked_at(vllm: VllmEngine) -> None:
+def test_a_model_that_the_body_names_is_ignored(vllm: VllmEngine) -> None:
     """The header alone counts; by vLLM's own route the name would have to be right."""
     request = {"prompt": "a", "model": "nobody", "max_tokens": 1}
     assert vllm.post("/invocations", request)[0] == 200

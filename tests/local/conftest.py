@@ -276,7 +276,7 @@ def build_and_deploy(cloud: LocalCloud, *words: str) -> None:
 
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[LocalCloud]:
-    # What a state machine waits, between retries and looks, is a fifth of what it says.
+    # What a state machine waits, between retries and polls, is a fifth of what it says.
     with LocalCloud(engine="stand-in", wait_scale=0.2) as running:
         yield running
 

@@ -107,7 +107,7 @@ def test_a_full_endpoint_bars_nothing_and_the_upload_is_tried_again_when_there_i
     refused = stack.drop("waiting", good_tarball(seed=208))
     assert (refused.status, refused.error) == ("FAILED", "DeploymentFailed")
     assert "EndpointFull" in refused.cause
-    assert "tried again by itself" in refused.cause
+    assert "retried automatically" in refused.cause
     assert stack.registry("waiting")["components"]["M"] == {}
     stack.cloud.behave(components_per_endpoint=None)
     stack.sagemaker.delete_inference_component(InferenceComponentName=other)

@@ -241,7 +241,7 @@ def test_blocks_that_hold_as_much_as_they_are_long_are_given_up_by_time() -> Non
 
 
 class Cut:
-    """A stream that gives at most so many bytes at once, and fails where it is told to."""
+    """A stream that gives at most so many bytes at once, and fails at a given place."""
 
     def __init__(self, body: bytes, most: int, fails_at: int | None = None) -> None:
         self._file = io.BytesIO(body)

@@ -368,7 +368,9 @@ def test_the_report_says_whether_the_adapter_may_replace_the_model_that_is_left(
     (tmp_path / "a.jsonl").write_bytes(jsonl(lambda n: openai(n) | {"gpt": answer(n)}))
     recipe = recipe_for(tmp_path / "a.jsonl", random_llama)
     assert train(recipe) == ExitCode.DONE
-    assert "whether the adapter may replace the model that you leave is not known" in capsys.readouterr().out.lower()
+    assert (
+        "whether the adapter may replace the model that you are leaving is not known" in capsys.readouterr().out.lower()
+    )
     recipe.write_text(recipe.read_text().replace("  loss:", "  previous: gpt\n  loss:"))
     assert train(recipe, "--force") == ExitCode.DONE
     assert "The adapter may not replace the model before it: chrF" in (tmp_path / "out" / "REPORT.md").read_text()

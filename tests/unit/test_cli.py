@@ -350,7 +350,7 @@ def test_a_checkpoint_below_the_folder_is_pointed_out(tmp_path: Path, capsys: py
     assert f"There is an adapter in {tmp_path / 'run' / 'checkpoint-500'}" in capsys.readouterr().out
 
 
-def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_a_sentence_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
     limited = (
         f"ulimit -f 40; exec {sys.executable} -m loradrop_cli package {folder} -o {tmp_path}/x.tar.gz --base tiny-llama"
     )
@@ -423,7 +423,7 @@ def test_a_model_that_cannot_be_served_makes_no_profile(
         ("[]", "is not a JSON object"),
     ],
 )
-def test_a_profile_that_was_edited_wrongly_is_told_so(
+def test_a_profile_that_was_edited_wrongly_is_refused_with_the_reason(
     fields: str, said: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shipped = (ROOT / "functions/loradrop/profiles/tiny-llama.json").read_bytes()

@@ -202,17 +202,17 @@ def test_a_component_that_was_retired_in_between_is_looked_up_anew(shop: Shop, s
     assert shop.calls.count("GetItem") == 2
 
 
-def test_a_component_that_is_gone_and_still_named_is_told_after_one_more_look(shop: Shop) -> None:
+def test_a_component_that_is_gone_and_still_named_is_reported_after_one_more_read(shop: Shop) -> None:
     shop.adapters.chat("acme", "Hello", **GREEDY)
     shop.retire("acme-1")
     with pytest.raises(ComponentBrokenError, match=r"acme-1 answered 400 \(ValidationError\)") as refused:
         shop.adapters.chat("acme", "Hello", **GREEDY)
     assert refused.value.status == 400
-    assert str(refused.value).endswith("To see how it stands:\n  loradrop status acme")
+    assert str(refused.value).endswith("To see its state:\n  loradrop status acme")
     assert (shop.calls.count("GetItem"), shop.time.slept) == (2, [])
 
 
-def test_an_adapter_without_a_component_is_told_so(shop: Shop) -> None:
+def test_an_adapter_without_a_component_is_reported(shop: Shop) -> None:
     shop.put("claimed")
     for adapter in ("nobody", "claimed"):
         with pytest.raises(NoLiveComponentError, match=f"The adapter '{adapter}' is not live"):
@@ -229,7 +229,7 @@ def test_an_adapter_without_a_component_is_told_so(shop: Shop) -> None:
         {"M": {"component": {"S": "a"}, "endpoint": {"S": "../other"}}},
     ],
 )
-def test_a_pointer_that_names_no_component_is_told_so(shop: Shop, pointer: dict[str, Any]) -> None:
+def test_a_pointer_that_names_no_component_is_reported(shop: Shop, pointer: dict[str, Any]) -> None:
     shop.put("odd", pointer)
     with pytest.raises(AwsUnavailableError, match="The live pointer of 'odd' names no component and endpoint"):
         shop.adapters.chat("odd", "Hello")
@@ -454,7 +454,7 @@ def test_a_stack_is_known_by_its_name_or_by_the_environment(shop: Shop, monkeypa
         Adapters.of_stack()
 
 
-def test_a_stack_of_something_else_is_told_so(shop: Shop) -> None:
+def test_a_stack_of_something_else_is_reported(shop: Shop) -> None:
     make_stack(shop.stack, "other", {"Url": "https://example.com"})
     with pytest.raises(StackNotFoundError, match="other has no output RegistryTable"):
         Adapters.of_stack("other")
@@ -470,7 +470,7 @@ def test_without_a_region_a_sentence_says_so(monkeypatch: pytest.MonkeyPatch) ->
         Adapters.of_stack("shop")
 
 
-def test_an_endpoint_that_is_no_url_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_no_url_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:4566")
     for ask in (lambda: Adapters(registry_table=TABLE), lambda: Adapters.of_stack("shop")):
         with pytest.raises(AwsUnavailableError, match=r"Invalid endpoint: localhost:4566\. Check .*AWS_ENDPOINT_URL"):
@@ -499,7 +499,7 @@ def web_page(request: pytest.FixtureRequest) -> Iterator[str]:
         serving.join()
 
 
-def test_a_server_that_is_not_aws_is_told_so(web_page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_aws_is_reported(web_page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", web_page)
     with pytest.raises(AwsUnavailableError, match="Could not read the stack shop: the answer is not from AWS"):
         Adapters.of_stack("shop")

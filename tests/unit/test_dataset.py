@@ -97,7 +97,7 @@ def test_what_is_only_suspect_is_a_warning(tmp_path: Path, train: bytes, code: C
     assert not any(one.is_fatal for one in dataset.findings)
 
 
-def test_a_held_out_text_that_is_also_learnt_is_fatal(tmp_path: Path) -> None:
+def test_a_held_out_text_that_is_also_trained_on_is_fatal(tmp_path: Path) -> None:
     dataset = read(tmp_path, held_out=HELD_OUT + rows(("A cat.", "yes")))
     (leak,) = dataset.findings
     assert (leak.code, str(leak.place), leak.detail, leak.is_fatal) == (Code.LEAKAGE, "held.jsonl:3", "as train.jsonl:1", True)  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_label_that_no_example_has_is_fatal(tmp_path: Path) -> None:
     assert [one.code for one in read(tmp_path, labels=(*LABELS, "maybe")).findings] == [Code.LABEL_WITHOUT_EXAMPLE]
 
 
-def test_nothing_to_learn_is_fatal(tmp_path: Path) -> None:
+def test_nothing_to_train_on_is_fatal(tmp_path: Path) -> None:
     assert Code.NO_EXAMPLES in {one.code for one in read(tmp_path, b"\n\n").findings}
 
 
@@ -133,13 +133,13 @@ def test_csv_is_read_as_spreadsheets_write_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "what"), [("a, cat,yes", "3 cells under 2 columns"), ("only", "1 cells under"), ('"open,yes', "not CSV")]
 )
-def test_a_csv_line_that_does_not_fit_is_told(tmp_path: Path, line: str, what: str) -> None:
+def test_a_csv_line_that_does_not_fit_is_reported(tmp_path: Path, line: str, what: str) -> None:
     dataset = read(tmp_path, f"text,label\na dog,no\n{line}\n".encode(), suffix=".csv")
     finding = next(one for one in dataset.findings if one.code is Code.NOT_A_RECORD)
     assert (str(finding.place), what in finding.detail) == ("train.csv:3", True)
 
 
-def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+def test_two_columns_of_one_name_are_reported(tmp_path: Path) -> None:
     dataset = read(tmp_path, b"text,text,label\na,b,yes\nc,d,no\n", suffix=".csv")
     assert (Code.NOT_A_RECORD, "train.csv:1") in found(dataset)
 

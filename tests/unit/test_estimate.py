@@ -375,7 +375,7 @@ def test_another_base_than_the_profiles_is_refused() -> None:
     assert ProblemCode.SHAPE_MISMATCH in {problem.code for problem in report.problems}
 
 
-def test_a_rank_above_the_limit_of_8b_is_told_with_the_limit() -> None:
+def test_a_rank_above_the_limit_of_8b_is_reported_with_the_limit() -> None:
     profile = dataclasses.replace(LLAMA_PROFILE, max_lora_rank=64)
     report = validate_untrained(LLAMA_8B, lora(r=128, target_modules=["q_proj"]), profile, BASE_NAME, torch.bfloat16)
     assert [problem.code for problem in report.problems] == [ProblemCode.RANK_TOO_HIGH]

@@ -233,7 +233,7 @@ def test_few_questions_and_a_skill_that_is_format_alone_are_noted() -> None:
     assert note.startswith("Where both may only choose among the labels: The adapter is not shown to be better")
 
 
-def test_what_cannot_be_weighed_is_refused_in_words() -> None:
+def test_what_cannot_be_evaluated_is_refused_in_words() -> None:
     with pytest.raises(ValueError, match="Without held-out questions"):
         score_answers([], labels=LABELS, max_new_tokens=6, seed=1)
     with pytest.raises(ValueError, match="truth 'neutral' is none of the 2 labels"):

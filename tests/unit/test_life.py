@@ -175,7 +175,7 @@ def test_an_upload_that_is_claimed_is_deploying_and_one_that_found_no_room_is_wa
         ("full", "waiting"),
     ]
     assert listed["adapters"][1]["reason"] == "full at 24 components"
-    assert run("status", "full")[1].count("It is tried again by itself when there is room on the endpoint.") == 1
+    assert run("status", "full")[1].count("It is retried automatically when there is room on the endpoint.") == 1
 
 
 def test_a_fleet_is_listed_in_pages(shop: Shop, run: Any) -> None:
@@ -352,7 +352,7 @@ def test_a_removal_that_does_not_come_in_time_exits_3(shop: Shop, run: Any) -> N
 
 def test_nothing_is_removed_without_a_yes(shop: Shop, run: Any) -> None:
     shop.push(V1)
-    assert run("remove", "acme") == (2, "loradrop: To remove acme without being asked, add --yes.\n")
+    assert run("remove", "acme") == (2, "loradrop: To remove acme without a question, add --yes.\n")
     assert shop.s3.head_object(Bucket="uploads", Key=KEY)
 
 
@@ -378,7 +378,7 @@ def test_what_failed_is_tried_again_and_the_rest_left_alone(shop: Shop, run: Any
         ("two", "failed"),
     ]
     assert {name: shop.versions(name) for name in ("good", "one", "wrapped")} == {"good": 1, "one": 2, "wrapped": 1}
-    assert run("retry", "good")[1].endswith("good is live; there is nothing to try again.\n")
+    assert run("retry", "good")[1].endswith("good is live; there is nothing to retry.\n")
     assert shop.versions("good") == 1
 
 
@@ -453,9 +453,9 @@ def test_a_name_that_there_is_not_is_answered_with_near_ones(shop: Shop, run: An
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["retry"], "Name the adapters to try again, or all that failed with --failed."),
+        (["retry"], "Name the adapters to retry, or give --failed for all that failed."),
         (["retry", "acme", "--failed"], "Name the adapters"),
-        (["redeploy"], "Name the adapters to deploy again, or every live one with --all."),
+        (["redeploy"], "Name the adapters to redeploy, or give --all for every live one."),
         (["redeploy", "acme", "--all"], "Name the adapters"),
         (["list", "--limit", "0"], "'0' is not a number of at least 1"),
         (["list", "--stack", "none"], "There is no stack 'none'"),

@@ -229,7 +229,7 @@ def test_a_completion_is_streamed(engine: StandInEngine) -> None:
 
 
 @BOTH
-def test_the_schema_is_told_by_the_first_key_in_its_order(engine: StandInEngine, handler: Handler) -> None:
+def test_the_schema_is_recognised_by_the_first_key_in_its_order(engine: StandInEngine, handler: Handler) -> None:
     everything = CHAT | {"prompt": "Once", "inputs": "Hello"}
     assert ask(engine, everything, handler)["object"] == "text_completion"
     del everything["prompt"]

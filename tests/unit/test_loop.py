@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_training_is_refused(random_llama: Path, tmp_pat
 def test_a_checkpoint_without_its_log_is_told_in_words(random_llama: Path, tmp_path: Path) -> None:
     train(random_llama, tmp_path)
     (tmp_path / loop.LOG_FILE).unlink()
-    with pytest.raises(loop.TrainingError, match=r"training_log\.csv lacks steps .* --force starts anew"):
+    with pytest.raises(loop.TrainingError, match=r"training_log\.csv lacks steps .* --force starts over"):
         train(random_llama, tmp_path)
 
 

@@ -62,7 +62,7 @@ DEPLOYED = BEGUN.having(
         (
             Outcome.FAILED,
             BEGUN.having(failure=Failure("EndpointFull", "Full."), full_at=7),
-            ["EndpointFull: Full.", "tried again by itself"],
+            ["EndpointFull: Full.", "retried automatically"],
         ),
         (Outcome.SUPERSEDED, BEGUN.having(superseded=Supersession("v2")), ["a newer one (version v2) supersedes it"]),
         (Outcome.SUPERSEDED, BEGUN.having(superseded=Supersession(removed=True)), ["was removed after it"]),

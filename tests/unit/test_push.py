@@ -231,7 +231,7 @@ def test_a_tarball_above_the_stacks_limit_is_not_uploaded(
         (["missing.tar.gz"], "missing.tar.gz: No such file"),
         (
             ["out/sentiment/adapter.tar.gz"],
-            "has the name of every trained adapter. Choose a name",
+            "is what every trained tarball is called. Choose",
         ),
         (["/dev/null"], "/dev/null is neither a file nor a folder"),
         (["README.md", "--name", "two words"], "'two words' is no adapter name. Allowed: letters"),
@@ -360,9 +360,9 @@ class Terminal(io.StringIO):
 
 def watched(stream: io.StringIO, *seen: Execution, deadline: float = 100) -> Execution:
     """What `follow` gives, of an execution that is seen like this, a second apart."""
-    look: Callable[[], Execution] = iter(seen).__next__
+    read: Callable[[], Execution] = iter(seen).__next__
     clock = iter(range(1000)).__next__
-    return follow(look, StateView(stream), deadline=deadline, poll_seconds=1, clock=clock, sleep=lambda _: None)
+    return follow(read, StateView(stream), deadline=deadline, poll_seconds=1, clock=clock, sleep=lambda _: None)
 
 
 def test_where_there_is_no_terminal_each_state_is_a_line_once_it_is_left() -> None:

@@ -223,7 +223,7 @@ def test_an_upload_that_found_the_endpoint_full_is_tried_again_when_there_is_roo
         attempt.run("create_component")
     attempt.record["failure"] = {"Error": "EndpointFull", "Cause": "full"}
     attempt.run("clean_up_component")
-    assert "tried again by itself" in attempt.run("report_outcome")["message"]
+    assert "retried automatically" in attempt.run("report_outcome")["message"]
     assert plan()["repairs"] == []
     stack.s3.delete_object(Bucket="uploads", Key="adapters/other.tar.gz")
     stack.sagemaker.delete_inference_component(InferenceComponentName=other.component)

@@ -1,4 +1,4 @@
-"""The demo's adapter and its data: that no sentence is in both splits, and that the adapter tells them."""
+"""The demo's adapter and its data: that no sentence is in both splits, and that the adapter labels them right."""
 
 import io
 import json

@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 
 DESCRIPTION = (
-    "Trains an adapter: checks the data, asks the validator before anything is trained, trains, evaluates the adapter "
-    "beside its base on held-out examples, and packs it with smoke prompts of its own. Given data in place of a recipe, it "
-    "chooses a recipe, writes it beside the output, and goes on."
+    "Trains an adapter: checks the data, asks the validator before it trains, compares the adapter with its base on held-out "
+    "examples, and packs it with smoke prompts of its own. Given data instead of a recipe, it chooses a recipe, writes it "
+    "beside the output, and goes on."
 )
 RECIPE_DESCRIPTION = (
-    "Looks at a data file (chats, prompts and completions, instructions, labels; JSON lines, JSON, CSV, Parquet), a folder or "
-    "an s3:// prefix, and writes a recipe for it with the reason for each choice."
+    "Reads data (chats, prompts and completions, instructions, labels; JSON lines, JSON, CSV, TSV, Parquet) from a file, a "
+    "folder or an s3:// prefix, and writes a recipe for it, with the reason for each choice."
 )
 
 
@@ -18,38 +18,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe",
         metavar="RECIPE_OR_DATA",
-        help="a YAML file (docs/recipe.md lists its keys), a shipped recipe's name, such as sentiment-tiny, or data",
+        help="recipe file (docs/recipe.md lists its keys), name of a shipped recipe (such as sentiment-tiny), or data",
     )
     add_choices(parser)
     parser.add_argument(
-        "-o", "--output", metavar="DIR", type=Path, help="the output folder (default: the recipe's `output`)"
+        "-o", "--output", metavar="DIR", type=Path, help="output folder (default: the recipe's `output`)"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what it will take and what the validator says; load no weights"
+        "--dry-run", action="store_true", help="print steps, memory, time and the validator's verdict; load no weights"
     )
     parser.add_argument(
-        "--show-example", action="store_true", help="print one example with what is trained on in ⟦ ⟧, and stop"
+        "--show-example", action="store_true", help="print one example, with what is trained on in ⟦ ⟧, and stop"
     )
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint, if there is one")
     parser.add_argument("--force", action="store_true", help="replace what is in the output folder")
     parser.add_argument(
         "--require-better",
         action="store_true",
-        help="exit with 1 unless the adapter is shown to be better than its base",
+        help="exit with code 1 unless the adapter is shown to be better than its base",
     )
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="a file, a folder, or an s3:// prefix")
+    parser.add_argument("data", metavar="DATA", help="file, folder or s3:// prefix")
     add_choices(parser)
-    parser.add_argument("-o", "--output", metavar="FILE.yaml", type=Path, required=True, help="where to write it")
-    parser.add_argument("--force", action="store_true", help="replace it if it is there already")
+    parser.add_argument("-o", "--output", metavar="FILE.yaml", type=Path, required=True, help="recipe to write")
+    parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """What a recipe for data is chosen with."""
-    parser.add_argument("--base", metavar="MODEL", help="of data: the base (default: meta-llama/Llama-3.1-8B-Instruct)")
     parser.add_argument(
-        "--profile", metavar="PROFILE", help="of data: what the endpoint's base accepts (default: the base's)"
+        "--base", metavar="MODEL", help="with data: base model (default: meta-llama/Llama-3.1-8B-Instruct)"
     )
-    parser.add_argument("--name", help="of data: the adapter's name (default: made of the file's)")
+    parser.add_argument(
+        "--profile", metavar="PROFILE", help="with data: base profile of the endpoint (default: the base's)"
+    )
+    parser.add_argument("--name", help="with data: adapter name (default: from the file's name)")

@@ -279,7 +279,7 @@ def _replacement(answered: Sequence[Answered], labels: Sequence[str] | None, see
         if not any(one.answer_tokens for one in answered):
             return ""
         return (
-            "Whether the adapter may replace the model that you leave is not known: the data does not record that model's "
+            "Whether the adapter may replace the model that you are leaving is not known: the data does not record that model's "
             "own answers. Ask it the held-out chats, add its answers as a column, and name the column in data.previous."
         )
 

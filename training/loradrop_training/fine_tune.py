@@ -158,7 +158,7 @@ def fine_tune(plan: Plan, output: Path) -> Evaluation | None:
                 raise
             advice = fit(plan.fullest_step, memory_available(device()), ran_out=True).advice
             # A checkpoint is of the settings that it was made with.
-            raise loop.TrainingError(f"Out of memory. {advice} Then train anew, with --force.") from error
+            raise loop.TrainingError(f"Out of memory. {advice} Then train again, with --force.") from error
         rank, count = loop.processes()
         if count > 1:
             distributed.destroy_process_group()

@@ -261,11 +261,11 @@ class Checkpoint:
         try:
             state = torch.load(self._file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises what it meets: pickle's, zip's, its own
-            raise TrainingError(f"{self._file} cannot be read ({error}); --force starts anew.") from error
+            raise TrainingError(f"{self._file} cannot be read ({error}); --force starts over.") from error
         if state["made_from"] != self._made_from:
             raise TrainingError(
                 f"{self._file} was made by another recipe, other data, another base or another number of processes; "
-                "--force starts anew."
+                "--force starts over."
             )
         with torch.no_grad():
             for name, value in state["adapter"].items():
@@ -286,7 +286,7 @@ class _Log:
                 # What is behind the checkpoint may end in half a line.
                 self.entries = [_read_entry(row) for row in islice(csv.DictReader(lines), done)]
         if is_written and len(self.entries) < done:
-            raise TrainingError(f"{file} lacks steps that the checkpoint beside it holds; --force starts anew.")
+            raise TrainingError(f"{file} lacks steps that the checkpoint beside it holds; --force starts over.")
         self._seconds_before = self.entries[-1].seconds if self.entries else 0.0
         self._started = self._last = time.perf_counter()
 

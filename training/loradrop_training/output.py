@@ -39,7 +39,7 @@ def make_room(output: Path, *, resume: bool, force: bool) -> None:
             if made.exists() and not (has_checkpoint and made.name == ADAPTER_FOLDER):
                 raise RecipeError(f"{made} is there already; --force replaces it, --output writes elsewhere.")
         if has_checkpoint and not resume:
-            raise RecipeError(f"{output} holds an interrupted training; --resume goes on with it, --force starts anew.")
+            raise RecipeError(f"{output} holds an interrupted training; --resume goes on with it, --force starts over.")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
