@@ -13,7 +13,15 @@ from aws.faults import error_code
 from aws.runtime import CLIENT_CONFIG, COPY_CONFIG, logger, setting
 from loradrop.deployment import Deployment, Failure, Release, Upload
 from loradrop.lifecycle import UploadRecord
-from loradrop.names import order_behind, order_of, release_key, release_manifest_key, upload_key
+from loradrop.names import (
+    REASON_METADATA,
+    REPEATS_METADATA,
+    order_behind,
+    order_of,
+    release_key,
+    release_manifest_key,
+    upload_key,
+)
 from loradrop.reconcile import Adapter, Repair, Wanted, wanted
 
 if TYPE_CHECKING:
@@ -158,7 +166,7 @@ def _repeat(adapter: Adapter, one: Wanted) -> str:
         return "repeat: it was deleted"
     key = upload_key(adapter.name)
     head = fleet.s3.head_object(Bucket=upload_bucket, Key=key, VersionId=current.version_id)
-    metadata = {**head["Metadata"], "loradrop-repeats": current.version_id, "loradrop-reason": one.reason}
+    metadata = {**head["Metadata"], REPEATS_METADATA: current.version_id, REASON_METADATA: one.reason}
     try:
         copied = copier.copy_object(
             Bucket=upload_bucket,

@@ -16,14 +16,15 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from loradrop.lifecycle import AdapterState, Outcome, UploadRecord
-from loradrop.names import release_key, upload_key
+from loradrop.names import REASON_METADATA, REPEATS_METADATA, release_key, upload_key
+from loradrop.wire import OBJECT_GONE_CODES
 from loradrop_client import LoradropError, explaining
 
 from .connection import Connection
-from .executions import RUNNING, Execution, StateView, follow, read_execution
+from .executions import POLL_SECONDS, RUNNING, Execution, follow_execution
 from .exit_codes import ExitCode
-from .fleet import POLL_SECONDS, REASON, REPEATS, short
-from .standing import UNSUCCESSFUL, standing, standings
+from .fleet import short
+from .standing import UNSUCCESSFUL, Condition, standing, standings
 from .terminal import CommandError, Progress, painted, print_message, safe
 
 # Of adapters that are deployed again at a time: each needs room for one component more.
@@ -31,9 +32,9 @@ DEPLOYED_AT_ONCE = 4
 MIN_RELEASE_CHARACTERS = 4
 MAX_CHOICES = 8
 BATCH_POLL_SECONDS = 1.0
+CONTENT_TYPE = "application/gzip"
 _MESSAGES = 10  # of SQS at a time
-_GONE = ("404", "NoSuchKey", "NoSuchVersion")
-_OVERTAKEN = ("412", "PreconditionFailed", "ConditionalRequestConflict", *_GONE)
+_OVERTAKEN = ("412", "PreconditionFailed", "ConditionalRequestConflict", "404", "NoSuchKey", "NoSuchVersion")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,33 +80,25 @@ class _Uploads:
         self._deadline = time.monotonic()
 
     def current(self, adapter: str) -> Mapping[str, Any] | None:
-        return self.head(self._bucket, upload_key(adapter))
-
-    def head(self, bucket: str, key: str, **version: Any) -> Mapping[str, Any] | None:
-        with explaining(f"read the metadata of s3://{bucket}/{key}"):
-            try:
-                return self.connection.s3.head_object(Bucket=bucket, Key=key, **version)
-            except ClientError as error:
-                if error.response["Error"].get("Code") in (*_GONE, "405", "MethodNotAllowed"):
-                    return None
-                raise
+        return self.connection.head(self._bucket, upload_key(adapter))
 
     def again(self, adapter: str, current: Mapping[str, Any], reason: str) -> str:
         """Copies the current version onto itself; the new version. Its metadata and tags stay. Raises OvertakenError."""
         version: str = current["VersionId"]
         source = {"Bucket": self._bucket, "Key": upload_key(adapter), "VersionId": version}
-        metadata = {**current["Metadata"], REPEATS: version, REASON: reason}
-        return self._copy(adapter, source, metadata, TaggingDirective="COPY", IfMatch=current["ETag"])
+        metadata = {**current["Metadata"], REPEATS_METADATA: version, REASON_METADATA: reason}
+        kind = current.get("ContentType", CONTENT_TYPE)
+        return self._copy(adapter, source, metadata, kind, TaggingDirective="COPY", IfMatch=current["ETag"])
 
     def from_source(
         self, adapter: str, source: Any, current: Mapping[str, Any] | None, repeats: str, reason: str
     ) -> str:
         """Copies other bytes onto the adapter's key; the new version. Raises OvertakenError."""
-        metadata = {REPEATS: repeats, REASON: reason}
+        metadata = {REPEATS_METADATA: repeats, REASON_METADATA: reason}
         condition = {"IfMatch": current["ETag"]} if current else {"IfNoneMatch": "*"}
-        return self._copy(adapter, source, metadata, TaggingDirective="REPLACE", **condition)
+        return self._copy(adapter, source, metadata, CONTENT_TYPE, TaggingDirective="REPLACE", **condition)
 
-    def _copy(self, adapter: str, source: Any, metadata: dict[str, str], **options: Any) -> str:
+    def _copy(self, adapter: str, source: Any, metadata: dict[str, str], content_type: str, **options: Any) -> str:
         key = upload_key(adapter)
         with explaining(f"copy onto s3://{self._bucket}/{key}"):
             try:
@@ -115,7 +108,7 @@ class _Uploads:
                     CopySource=source,
                     MetadataDirective="REPLACE",
                     Metadata=metadata,
-                    ContentType="application/gzip",
+                    ContentType=content_type,
                     **options,
                 )
             except ClientError as error:
@@ -145,7 +138,9 @@ class _Uploads:
             with Progress("waiting for the deployment to start"):
                 record = self._wait(adapter, version_id, lambda _: True, POLL_SECONDS / 4)
             if record is not None:
-                followed(self.connection, "DeployAdapter", record.attempt, self._view, self._deadline)
+                follow_execution(
+                    self.connection.executions, "DeployAdapter", record.attempt, self._view, self._deadline
+                )
         except KeyboardInterrupt:
             print(f"\n{self._unfinished(adapter, version_id, None).message}", file=sys.stderr)
             raise
@@ -173,17 +168,6 @@ class _Uploads:
         return Ended(adapter, ExitCode.FAILED, f"{what}. To see how it ends:\n  {command}", record, version_id)
 
 
-def followed(connection: Connection, machine: str, arn: str, stream: Any, deadline: float) -> Execution:
-    print(f"{machine}, execution {arn.rpartition(':')[2]}", file=stream)
-    with explaining("follow the execution"):
-        return follow(
-            lambda: read_execution(connection.executions, arn),
-            StateView(stream),
-            deadline=deadline,
-            poll_seconds=POLL_SECONDS,
-        )
-
-
 def _print_end(connection: Connection, ended: Ended, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"stack": connection.stack.name, **ended.to_dict()}, indent=2))
@@ -200,19 +184,12 @@ def _stream(arguments: argparse.Namespace) -> Any:
 
 
 def rollback(arguments: argparse.Namespace) -> int:
-    try:
-        connection = Connection.of(arguments)
-        connection.check_names([arguments.adapter])
-        return _rollback(connection, arguments)
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
-
-
-def _rollback(connection: Connection, arguments: argparse.Namespace) -> int:
+    connection = Connection.of(arguments)
+    connection.check_names([arguments.adapter])
     name = arguments.adapter
     uploads = _Uploads(connection, arguments.timeout, _stream(arguments))
     with explaining(f"read the history of {name}"):
-        state = connection.registry.state(name) or AdapterState()
+        state = connection.registry.state(name)
         target = _earlier(connection, name, state, arguments.to)
     current = uploads.current(name)
     release = target.release or ""
@@ -221,9 +198,9 @@ def _rollback(connection: Connection, arguments: argparse.Namespace) -> int:
         return _print_end(connection, ended, arguments)
     bucket, key = connection.stack.output("ReleaseBucketName"), release_key(name, release)
     source = {"Bucket": bucket, "Key": key}
-    if uploads.head(bucket, key) is None:
+    if connection.head(bucket, key) is None:
         source = {"Bucket": target.bucket, "Key": target.key, "VersionId": target.version_id}
-        if uploads.head(target.bucket, target.key, VersionId=target.version_id) is None:
+        if connection.head(target.bucket, target.key, VersionId=target.version_id) is None:
             raise CommandError(
                 f"Release {short(release)} of {name} is neither in the release bucket nor among the versions of its tarball "
                 "any more. Push its adapter again."
@@ -276,19 +253,12 @@ def _earlier(connection: Connection, name: str, state: AdapterState, wanted: str
 
 
 def remove(arguments: argparse.Namespace) -> int:
-    try:
-        connection = Connection.of(arguments)
-        connection.check_names([arguments.adapter])
-        return _remove(connection, arguments)
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
-
-
-def _remove(connection: Connection, arguments: argparse.Namespace) -> int:
+    connection = Connection.of(arguments)
+    connection.check_names([arguments.adapter])
     name = arguments.adapter
     uploads = _Uploads(connection, arguments.timeout)
     with explaining(f"read {name} from the registry"):
-        state = connection.registry.state(name) or AdapterState()
+        state = connection.registry.state(name)
         newest = connection.registry.newest(name)
     current = uploads.current(name)
     if current is None and state.live is None:
@@ -321,7 +291,7 @@ def _removal(connection: Connection, name: str, floor: str, timeout_seconds: flo
     deadline = time.monotonic() + timeout_seconds
     with Progress(f"waiting for {safe(name)} to go out of service"), explaining(f"read {name} from the registry"):
         while True:
-            state = connection.registry.state(name) or AdapterState()
+            state = connection.registry.state(name)
             if state.live is None and state.floor > floor:
                 break
             if time.monotonic() >= deadline:
@@ -341,39 +311,32 @@ def _removal(connection: Connection, name: str, floor: str, timeout_seconds: flo
 def retry(arguments: argparse.Namespace) -> int:
     if bool(arguments.adapters) == arguments.failed:
         raise CommandError("Name the adapters to retry, or give --failed for all that failed.")
-    try:
-        connection = Connection.of(arguments)
-        connection.check_names(arguments.adapters)
-        lost = _start_lost_events(connection) if arguments.failed else None
-        names = arguments.adapters
-        if arguments.failed:
-            with explaining("list the adapters of the registry"):
-                found = standings(connection.registry)
-                names = [
-                    one.adapter for one, _ in found if one.condition in UNSUCCESSFUL[:2]
-                ]  # what was rejected would be again
-        return _each(connection, arguments, names, _retried, {} if lost is None else {"lost_events": lost})
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
+    connection = Connection.of(arguments)
+    connection.check_names(arguments.adapters)
+    lost = _start_lost_events(connection) if arguments.failed else None
+    names = arguments.adapters
+    if arguments.failed:
+        with explaining("list the adapters of the registry"):
+            found = standings(connection.registry)
+            # What was rejected would be again.
+            names = [one.adapter for one, _ in found if one.condition in (Condition.WAITING, Condition.FAILED)]
+    return _each(connection, arguments, names, _retried, {} if lost is None else {"lost_events": lost})
 
 
 def redeploy(arguments: argparse.Namespace) -> int:
     if bool(arguments.adapters) == arguments.all:
         raise CommandError("Name the adapters to redeploy, or give --all for every live one.")
-    try:
-        connection = Connection.of(arguments)
-        connection.check_names(arguments.adapters)
-        names = arguments.adapters
-        if arguments.all:
-            with explaining("list the adapters of the registry"):
-                names = [name for name, state in connection.registry.states() if state.live is not None]
-        return _each(connection, arguments, names, _redeployed, {})
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
+    connection = Connection.of(arguments)
+    connection.check_names(arguments.adapters)
+    names = arguments.adapters
+    if arguments.all:
+        with explaining("list the adapters of the registry"):
+            names = [name for name, state in connection.registry.adapters() if state.live is not None]
+    return _each(connection, arguments, names, _redeployed, {})
 
 
 def _retried(connection: Connection, uploads: _Uploads, name: str) -> Ended:
-    state, newest = connection.registry.state(name) or AdapterState(), connection.registry.newest(name)
+    state, newest = connection.registry.state(name), connection.registry.newest(name)
     now = standing(name, state, newest)
     if now.condition not in UNSUCCESSFUL:
         return Ended(name, ExitCode.DONE, f"{name} is {now.condition}; there is nothing to retry.")
@@ -385,7 +348,7 @@ def _retried(connection: Connection, uploads: _Uploads, name: str) -> Ended:
 
 
 def _redeployed(connection: Connection, uploads: _Uploads, name: str) -> Ended:
-    state = connection.registry.state(name) or AdapterState()
+    state = connection.registry.state(name)
     if state.live is None:
         return Ended(name, ExitCode.FAILED, f"Nothing of {name} is live.")
     current = uploads.current(name)
@@ -421,7 +384,7 @@ def _answers(uploads: _Uploads, record: UploadRecord | None) -> list[tuple[str, 
         try:
             body = uploads.connection.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         except ClientError as error:
-            if error.response["Error"].get("Code") in _GONE:
+            if error.response["Error"].get("Code") in OBJECT_GONE_CODES:
                 return None
             raise
     return [(str(one["inputs"]), str(one["adapter"])) for one in json.loads(body)["prompts"]]
@@ -536,20 +499,19 @@ def _machine_for(connection: Connection, body: str) -> str | None:
 def reconcile(arguments: argparse.Namespace) -> int:
     scope: dict[str, Any] = {"adapter": arguments.adapter} if arguments.adapter else {}
     scope |= {"dry_run": True} if arguments.dry_run else {}
-    try:
-        connection = Connection.of(arguments)
-        if arguments.adapter:
-            connection.check_names([arguments.adapter])
-        with explaining("start ReconcileFleet"):
-            started = connection.executions.start_execution(
-                stateMachineArn=connection.stack.output("ReconcileFleetArn"), input=json.dumps(scope)
-            )
-        deadline = time.monotonic() + arguments.timeout
-        execution = followed(connection, "ReconcileFleet", started["executionArn"], _stream(arguments), deadline)
-        with explaining("read what was repaired"):
-            plans, done = _repairs(connection, execution.arn)
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
+    connection = Connection.of(arguments)
+    if arguments.adapter:
+        connection.check_names([arguments.adapter])
+    with explaining("start ReconcileFleet"):
+        started = connection.executions.start_execution(
+            stateMachineArn=connection.stack.output("ReconcileFleetArn"), input=json.dumps(scope)
+        )
+    deadline = time.monotonic() + arguments.timeout
+    execution = follow_execution(
+        connection.executions, "ReconcileFleet", started["executionArn"], _stream(arguments), deadline
+    )
+    with explaining("read what was repaired"):
+        plans, done = _repairs(connection, execution.arn)
     is_done = execution.status == "SUCCEEDED"
     if arguments.json:
         said = {

@@ -4,15 +4,19 @@ import argparse
 import difflib
 import functools
 import shlex
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from loradrop.names import AdapterNameInvalidError, check_adapter_name
-from loradrop_client import RegistryReader, StackOutputs, default_stack, explaining, read_stack
+from loradrop.registry_reader import RegistryReader
+from loradrop.wire import OBJECT_GONE_CODES
+from loradrop_client import StackOutputs, default_stack, explaining, read_stack
 
 from .terminal import CommandError
 
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 # Calls of one command at a time; DynamoDB answers in milliseconds, and Step Functions throttles.
 THREADS = 16
 MAX_NEAR_NAMES = 3
+_one_at_a_time = threading.Lock()
 NEAR = 0.5  # of difflib's ratio
 _CONFIG = Config(
     retries={"mode": "adaptive", "total_max_attempts": 10}, connect_timeout=5, read_timeout=20, max_pool_connections=32
@@ -59,16 +64,27 @@ class Connection:
         client: SFNClient = self.client("stepfunctions")
         return client
 
+    def head(self, bucket: str, key: str, **version: Any) -> Mapping[str, Any] | None:
+        """The object's metadata; None if there is no such object or version, or it is a delete marker."""
+        with explaining(f"read the metadata of s3://{bucket}/{key}"):
+            try:
+                return self.s3.head_object(Bucket=bucket, Key=key, **version)
+            except ClientError as error:
+                if error.response["Error"].get("Code") in OBJECT_GONE_CODES:
+                    return None
+                raise
+
     def client(self, service: str, config: Config = _CONFIG) -> Any:
         connect: Any = self.session.client
-        with explaining("reach AWS"):
+        # A session makes one client at a time; threads may be the first to use one.
+        with _one_at_a_time, explaining("reach AWS"):
             return connect(service, config=config)
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raises CommandError, with near names, for an adapter that the registry does not know."""
         for name in names:
             with explaining(f"read {name} from the registry"):
-                if self.registry.state(name) is not None:
+                if self.registry.state(name).revision:
                     continue
             raise CommandError(self._unknown(name))
 
@@ -78,7 +94,7 @@ class Connection:
 
     def _unknown(self, name: str) -> str:
         with explaining("list the adapters of the registry"):
-            known = [adapter for adapter, _ in self.registry.states()]
+            known = [adapter for adapter, _ in self.registry.adapters()]
         near = difflib.get_close_matches(name, known, MAX_NEAR_NAMES, NEAR)
         said = f"The stack {self.stack.name} has no adapter {name!r}."
         try:

@@ -1,4 +1,4 @@
-"""An execution of DeployAdapter: found by the upload that started it, and followed to its end as a person watches it."""
+"""An execution: found by the upload that started it, and followed to its end as a person watches it."""
 
 import json
 import time
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
+
+from loradrop_client import explaining
 
 from .terminal import painted, safe
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 # Kinds of states that take part in how an execution goes on, but do nothing that a person would wait for.
 _QUIET = ("ChoiceStateEntered", "WaitStateEntered", "PassStateEntered")
 RUNNING = "RUNNING"
+POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,15 @@ class StateView:
         state = painted(f"{mark} {safe(step.state):<22}", colour, self._stream)
         return (
             f"{self._indent}  {step.entered:5.1f} s  {state} {painted(f'{seconds:5.1f} s{polls}', 'dim', self._stream)}"
+        )
+
+
+def follow_execution(states: "SFNClient", machine: str, arn: str, stream: TextIO, deadline: float) -> Execution:
+    """Names the execution and shows it, as `follow` does."""
+    print(f"{machine}, execution {arn.rpartition(':')[2]}", file=stream)
+    with explaining("follow the execution"):
+        return follow(
+            lambda: read_execution(states, arn), StateView(stream), deadline=deadline, poll_seconds=POLL_SECONDS
         )
 
 

@@ -14,11 +14,12 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from loradrop.lifecycle import AdapterState, ComponentState, Outcome, UploadRecord
+from loradrop.names import REASON_METADATA, REPEATS_METADATA
 from loradrop.problems import clipped
-from loradrop_client import LoradropError, explaining
+from loradrop_client import explaining
 
 from .connection import THREADS, Connection
-from .executions import RUNNING, Execution, StateView, follow, read_execution
+from .executions import RUNNING, Execution, follow_execution, read_execution
 from .exit_codes import ExitCode
 from .standing import (
     UNSUCCESSFUL,
@@ -32,13 +33,11 @@ from .standing import (
     standings,
     what_went_wrong,
 )
-from .terminal import CommandError, painted, print_message, safe, width
+from .terminal import painted, print_message, safe, width
 
-POLL_SECONDS = 1.0
+MAX_WATCHED_SECONDS = 86_400
 SHOWN_RELEASE_CHARACTERS = 8
 _LABEL_COLUMNS = 13
-# As the copies of this command and of ReconcileFleet say where they come from. Whoever uploads can write them too.
-REPEATS, REASON = "loradrop-repeats", "loradrop-reason"
 _COLOUR = {
     Condition.LIVE: "green",
     Condition.DEPLOYING: "bold",
@@ -57,12 +56,9 @@ def short(release: str | None) -> str:
 
 
 def list_adapters(arguments: argparse.Namespace) -> int:
-    try:
-        connection = Connection.of(arguments)
-        with explaining("list the adapters of the registry"):
-            return _list(connection, arguments)
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
+    connection = Connection.of(arguments)
+    with explaining("list the adapters of the registry"):
+        return _list(connection, arguments)
 
 
 def _list(connection: Connection, arguments: argparse.Namespace) -> int:
@@ -114,15 +110,12 @@ def _cut(text: str, length: int) -> str:
 
 
 def status(arguments: argparse.Namespace) -> int:
-    try:
-        connection = Connection.of(arguments)
-        if arguments.adapter is None:
-            return _stack_status(connection, arguments)
-        connection.check_names([arguments.adapter])
-        with explaining(f"read the status of {arguments.adapter}"):
-            return _adapter_status(connection, arguments)
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
+    connection = Connection.of(arguments)
+    if arguments.adapter is None:
+        return _stack_status(connection, arguments)
+    connection.check_names([arguments.adapter])
+    with explaining(f"read the status of {arguments.adapter}"):
+        return _adapter_status(connection, arguments)
 
 
 def _stack_status(connection: Connection, arguments: argparse.Namespace) -> int:
@@ -175,10 +168,9 @@ def _stack_status(connection: Connection, arguments: argparse.Namespace) -> int:
 
 def _adapter_status(connection: Connection, arguments: argparse.Namespace) -> int:
     name = arguments.adapter
-    newest = connection.registry.newest(name)
-    if arguments.watch and newest is not None and newest.outcome is None and not newest.promoted:
-        _watch(connection, newest.attempt, sys.stderr if arguments.json else sys.stdout)
-    state = connection.registry.state(name) or AdapterState()
+    if arguments.watch:
+        _watch(connection, name, sys.stderr if arguments.json else sys.stdout)
+    state = connection.registry.state(name)
     newest = connection.registry.newest(name)
     now = standing(name, state, newest)
     sagemaker = connection.client("sagemaker")
@@ -279,15 +271,12 @@ def _advice(
             pass
 
 
-def _watch(connection: Connection, arn: str, stream: Any) -> None:
-    print(f"DeployAdapter, execution {arn.rpartition(':')[2]}", file=stream)
-    with explaining("follow the execution"):
-        follow(
-            lambda: read_execution(connection.executions, arn),
-            StateView(stream),
-            deadline=time.monotonic() + 86_400,
-            poll_seconds=POLL_SECONDS,
-        )
+def _watch(connection: Connection, name: str, stream: Any) -> None:
+    """The newest deployment to its end, if it runs."""
+    newest = connection.registry.newest(name)
+    if newest is not None and newest.outcome is None and not newest.promoted:
+        deadline = time.monotonic() + MAX_WATCHED_SECONDS
+        follow_execution(connection.executions, "DeployAdapter", newest.attempt, stream, deadline)
 
 
 def _running(connection: Connection, arn: str) -> Execution | None:
@@ -340,15 +329,12 @@ def _alarms(connection: Connection) -> list[dict[str, str]]:
 
 
 def history(arguments: argparse.Namespace) -> int:
-    try:
-        connection = Connection.of(arguments)
-        connection.check_names([arguments.adapter])
-        with explaining(f"read the history of {arguments.adapter}"):
-            records = list(connection.registry.uploads(arguments.adapter, arguments.limit))
-            state = connection.registry.state(arguments.adapter) or AdapterState()
-        origins = _origins(connection, records)
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
+    connection = Connection.of(arguments)
+    connection.check_names([arguments.adapter])
+    with explaining(f"read the history of {arguments.adapter}"):
+        records = list(connection.registry.uploads(arguments.adapter, arguments.limit))
+        state = connection.registry.state(arguments.adapter)
+    origins = _origins(connection, records)
     live = state.live.order if state.live else None
     if arguments.json:
         said = [upload_dict(one, origins.get(one.order, {})) | {"live": one.order == live} for one in records]
@@ -373,8 +359,8 @@ def history(arguments: argparse.Namespace) -> int:
 def _notes(record: UploadRecord, origin: dict[str, str]) -> Iterator[str]:
     if record.heals:
         yield f"healed {record.heals}"
-    if REASON in origin:
-        yield f"a copy of version {origin.get(REPEATS, 'unknown')}: {origin[REASON]}"
+    if REASON_METADATA in origin:
+        yield f"a copy of version {origin.get(REPEATS_METADATA, 'unknown')}: {origin[REASON_METADATA]}"
     if record.outcome in (Outcome.FAILED, Outcome.REJECTED) and (reason := what_went_wrong(record)):
         yield reason
     if proof := proof_of(record):
@@ -414,8 +400,8 @@ def upload_dict(record: UploadRecord, origin: dict[str, str]) -> dict[str, Any]:
         "component": record.component,
         "replaced": record.replaced,
         "heals": record.heals,
-        "repeats": origin.get(REPEATS),
-        "repeats_because": origin.get(REASON),
+        "repeats": origin.get(REPEATS_METADATA),
+        "repeats_because": origin.get(REASON_METADATA),
         "figures": dict(record.figures),
         "execution": record.attempt,
     }
@@ -425,16 +411,11 @@ def _origins(connection: Connection, records: Sequence[UploadRecord]) -> dict[st
     """By order: the metadata of those versions that still exist."""
 
     def read(record: UploadRecord) -> dict[str, str]:
-        try:
-            head = connection.s3.head_object(Bucket=record.bucket, Key=record.key, VersionId=record.version_id)
-        except ClientError as error:
-            if error.response["Error"].get("Code") in ("404", "NoSuchKey", "NoSuchVersion", "405", "MethodNotAllowed"):
-                return {}
-            raise
-        return head["Metadata"]
+        head = connection.head(record.bucket, record.key, VersionId=record.version_id)
+        return {} if head is None else head["Metadata"]
 
     uploads = [one for one in records if one.version_id and one.heals is None]
-    with explaining("read where the uploads come from"), ThreadPoolExecutor(THREADS) as threads:
+    with ThreadPoolExecutor(THREADS) as threads:
         return dict(zip([one.order for one in uploads], threads.map(read, uploads), strict=True))
 
 

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from loradrop_client import Adapters, LoradropError, ModelError
+from loradrop_client import Adapters, ModelError
 
 from .exit_codes import ExitCode
 from .terminal import CommandError, Progress, safe, safe_text
 
 
 def invoke(arguments: argparse.Namespace) -> int:
-    """The exit code. Raises CommandError if the adapter cannot be invoked."""
+    """The exit code. Raises CommandError and LoradropError if the adapter cannot be invoked."""
     is_streamed = sys.stdout.isatty() if arguments.stream is None else arguments.stream
     request = _request(arguments)
     try:
@@ -28,8 +28,6 @@ def invoke(arguments: argparse.Namespace) -> int:
     except ModelError as error:
         print(f"loradrop: {safe(str(error))}", file=sys.stderr)
         return ExitCode.FAILED
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
     return ExitCode.DONE
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         "--no-wait", action="store_true", help="return after the upload, without following the deployment"
     )
     _add_timeout(push)
-    push.set_defaults(run=_push)
+    push.set_defaults(run=_on_aws("push", "push"))
 
     invoke = command("invoke", "send a prompt to a live adapter", examples=_INVOKE_EXAMPLES)
     invoke.add_argument("adapter", metavar="ADAPTER", help="adapter name")
@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="print the answer as it is generated (default: only on a terminal)",
     )
-    invoke.set_defaults(run=_invoke)
+    invoke.set_defaults(run=_on_aws("invoke", "invoke"))
 
     _add_life(command)
 
@@ -292,14 +292,9 @@ def _add_life(command: Any) -> None:
 
 
 def _add_operated(parser: argparse.ArgumentParser, module: str, function: str) -> None:
-    def run(arguments: argparse.Namespace) -> int:
-        # boto3 takes half a second, which no other command need wait for
-        code: int = getattr(importlib.import_module(f".{module}", __package__), function)(arguments)
-        return code
-
     _add_stack(parser)
     parser.add_argument("--json", action="store_true", help="result as JSON")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_on_aws(module, function))
 
 
 def _add_timeout(parser: argparse.ArgumentParser, seconds: int = MAX_DEPLOYMENT_SECONDS) -> None:
@@ -424,16 +419,22 @@ def _recipe(arguments: argparse.Namespace) -> int:
     return data_recipe.run(arguments)
 
 
-def _push(arguments: argparse.Namespace) -> int:
-    from .push import push  # boto3 takes half a second, which no other command need wait for
+def _on_aws(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """A command that calls AWS, and reports what that refuses as wrong usage is reported."""
 
-    return push(arguments)
+    def run(arguments: argparse.Namespace) -> int:
+        # boto3 takes half a second, which no other command need wait for
+        from loradrop_client import LoradropError
 
+        command: Callable[[argparse.Namespace], int] = getattr(
+            importlib.import_module(f".{module}", __package__), function
+        )
+        try:
+            return command(arguments)
+        except LoradropError as error:
+            raise CommandError(str(error)) from error
 
-def _invoke(arguments: argparse.Namespace) -> int:
-    from .invoke import invoke
-
-    return invoke(arguments)
+    return run
 
 
 def _profile(arguments: argparse.Namespace) -> int:

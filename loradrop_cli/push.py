@@ -28,7 +28,7 @@ from loradrop.rendering import Source
 from loradrop.validation_report import ValidationReport
 from loradrop_client import LoradropError, StackOutputs, default_stack, explaining, read_stack
 
-from .executions import RUNNING, Execution, StateView, UploadExecutions, follow, read_execution
+from .executions import POLL_SECONDS, RUNNING, Execution, UploadExecutions, follow_execution
 from .exit_codes import ExitCode
 from .tables import print_report
 from .terminal import CommandError, Progress, megabytes, print_message, safe
@@ -36,7 +36,6 @@ from .validating import ProfileChoice, validate_stream
 
 # Events come within seconds as a rule; EventBridge itself goes on trying for a day.
 START_DEADLINE_SECONDS = 120.0
-POLL_SECONDS = 1.0
 # From this size on, and in parts of this size.
 PART_BYTES = 8 * 1024 * 1024
 _TRANSFER = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES)
@@ -74,25 +73,22 @@ class _Upload:
 
 
 def push(arguments: argparse.Namespace) -> int:
-    """The exit code. Raises CommandError for what is not the adapter's fault."""
+    """The exit code. Raises CommandError and LoradropError for what is not the adapter's fault."""
     path = Path(arguments.path)
     adapter = _adapter(arguments.name, path)
     stack_name = arguments.stack or default_stack()
-    try:
-        with explaining("sign in to AWS"):
-            session = boto3.Session()
-        # With --base no stack is needed to reject an adapter.
-        stack = read_stack(stack_name, session) if arguments.base is None else None
-        choice = _choice(arguments, stack)
-        with _tarball(path, choice) as tarball:
-            if not (arguments.json and tarball.report.accepted):
-                _print_validation(arguments, adapter, stack_name, path, choice, tarball.report)
-            if not tarball.report.accepted:
-                return ExitCode.REJECTED
-            stack = stack or read_stack(stack_name, session)
-            return _Push(arguments, adapter, stack, session).run(tarball)
-    except LoradropError as error:
-        raise CommandError(str(error)) from error
+    with explaining("sign in to AWS"):
+        session = boto3.Session()
+    # With --base no stack is needed to reject an adapter.
+    stack = read_stack(stack_name, session) if arguments.base is None else None
+    choice = _choice(arguments, stack)
+    with _tarball(path, choice) as tarball:
+        if not (arguments.json and tarball.report.accepted):
+            _print_validation(arguments, adapter, stack_name, path, choice, tarball.report)
+        if not tarball.report.accepted:
+            return ExitCode.REJECTED
+        stack = stack or read_stack(stack_name, session)
+        return _Push(arguments, adapter, stack, session).run(tarball)
 
 
 def _print_validation(
@@ -310,14 +306,7 @@ class _Push:
 
     def _watch(self, arn: str, deadline: float) -> Execution:
         stream = sys.stderr if self._json else sys.stdout
-        print(f"DeployAdapter, execution {arn.rpartition(':')[2]}", file=stream)
-        with explaining("follow the execution"):
-            return follow(
-                lambda: read_execution(self._states, arn),
-                StateView(stream),
-                deadline=deadline,
-                poll_seconds=POLL_SECONDS,
-            )
+        return follow_execution(self._states, "DeployAdapter", arn, stream, deadline)
 
     def _conclude(self, tarball: Tarball, upload: _Upload, execution: Execution) -> int:
         code, outcome = _meaning(execution)

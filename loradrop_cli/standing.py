@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from loradrop.lifecycle import AdapterState, Outcome, UploadRecord
-from loradrop_client import RegistryReader
+from loradrop.registry_reader import RegistryReader
 
 from .connection import THREADS
 
@@ -73,7 +73,7 @@ def standing(adapter: str, state: AdapterState, newest: UploadRecord | None) -> 
 
 def standings(registry: RegistryReader, after: str = "") -> Iterator[tuple[Standing, UploadRecord | None]]:
     """Every adapter behind `after`, by name, with its newest upload."""
-    found = registry.states(after)
+    found = registry.adapters(after)
     with ThreadPoolExecutor(THREADS) as threads:
         while batch := list(itertools.islice(found, _BATCH)):
             newest = threads.map(registry.newest, [name for name, _ in batch])

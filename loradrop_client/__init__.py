@@ -26,7 +26,6 @@ from .errors import (
     explained,
     explaining,
 )
-from .registry import RegistryReader
 from .stack_outputs import DEFAULT_STACK, STACK_VARIABLE, StackOutputs, default_stack, read_stack
 
 __all__ = [
@@ -42,7 +41,6 @@ __all__ = [
     "ModelError",
     "ModelNotReadyError",
     "NoLiveComponentError",
-    "RegistryReader",
     "RequestRefusedError",
     "StackNotFoundError",
     "StackOutputs",

@@ -5,6 +5,8 @@ Retry and Catch in statemachine/*.asl.yaml use these names. A rejection is not a
 
 from botocore.exceptions import ClientError
 
+from loradrop.wire import OBJECT_GONE_CODES
+
 MAX_MESSAGE_CHARACTERS = 1_500
 
 
@@ -72,7 +74,6 @@ class OutcomeNotReported(Fault):
 
 
 _THROTTLES = frozenset({"ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded"})
-_GONE = frozenset({"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404", "NotFound", "MethodNotAllowed", "405"})
 
 
 def error_code(error: ClientError) -> str:
@@ -85,7 +86,7 @@ def error_message(error: ClientError) -> str:
 
 def is_object_gone(error: ClientError) -> bool:
     """Whether S3 says that there is no such object or version, or that it is a delete marker."""
-    return error_code(error) in _GONE
+    return error_code(error) in OBJECT_GONE_CODES
 
 
 def raise_if_throttled(error: ClientError) -> None:

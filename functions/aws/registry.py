@@ -14,9 +14,9 @@ Attributes are native ones, without those that have no value. `watch` is a spars
 `claim` and `finish` take an UploadRecord, which names order and attempt: it is entered where there is none yet.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
 
@@ -34,19 +34,8 @@ from loradrop.lifecycle import (
     UploadRecord,
     Use,
 )
-from loradrop.registry_items import (
-    AFTER_UPLOADS,
-    STATE,
-    UPLOAD,
-    WATCHED_INDEX,
-    record_item,
-    record_of,
-    state_item,
-    state_of,
-)
-
-if TYPE_CHECKING:
-    from mypy_boto3_dynamodb import DynamoDBClient
+from loradrop.registry_items import record_item, state_item
+from loradrop.registry_reader import RegistryReader
 
 T = TypeVar("T")
 Rule = Callable[[AdapterState, UploadRecord | None], Step[T]]
@@ -57,12 +46,8 @@ TRIES = 3
 _CONFLICTS = frozenset({"ConditionalCheckFailed", "TransactionConflict"})
 
 
-class Registry:
-    """Every method may raise RegistryContended, and botocore's ClientError."""
-
-    def __init__(self, client: "DynamoDBClient", table: str) -> None:
-        self._client = client
-        self._table = table
+class Registry(RegistryReader):
+    """Every step may raise RegistryContended, and botocore's ClientError."""
 
     # Steps of the protocol. What they decide is said in loradrop/lifecycle.py.
 
@@ -154,59 +139,8 @@ class Registry:
     def recover(self, adapter: str, order: str, attempt: str) -> Recovered:
         return self._step(adapter, order, lambda s, r: lifecycle.recover(s, r, attempt))
 
-    # What is there.
-
-    def state(self, adapter: str) -> AdapterState:
-        item = self._get(adapter, STATE)
-        return state_of(item) if item else AdapterState()
-
     def live(self, adapter: str) -> Live | None:
         return self.state(adapter).live
-
-    def upload(self, adapter: str, order: str) -> UploadRecord | None:
-        item = self._get(adapter, UPLOAD + order)
-        return record_of(item) if item else None
-
-    def uploads(self, adapter: str, limit: int | None = None) -> Iterator[UploadRecord]:
-        """The adapter's history, newest first."""
-        pages = self._client.get_paginator("query").paginate(
-            TableName=self._table,
-            KeyConditionExpression="adapter = :adapter AND #record BETWEEN :first AND :last",
-            ExpressionAttributeNames={"#record": "record"},
-            ExpressionAttributeValues={
-                ":adapter": {"S": adapter},
-                ":first": {"S": UPLOAD},
-                ":last": {"S": AFTER_UPLOADS},
-            },
-            ScanIndexForward=False,
-            ConsistentRead=True,
-            PaginationConfig={"MaxItems": limit} if limit is not None else {},
-        )
-        return (record_of(item) for page in pages for item in page["Items"])
-
-    def open_uploads(self, adapter: str) -> Iterator[UploadRecord]:
-        """Those whose outcome is not yet reported, newest first."""
-        return (record for record in self.uploads(adapter) if not record.is_reported)
-
-    def watched_states(self, after: str = "") -> Iterator[tuple[str, AdapterState]]:
-        """Every adapter behind `after`, by name. The index lags behind by a moment."""
-        return ((item["adapter"]["S"], state_of(item)) for item in self._watched(STATE, after))
-
-    def watched_uploads(self, after: str = "") -> Iterator[tuple[str, UploadRecord]]:
-        """The uploads of every adapter behind `after` that are not yet reported. The index lags behind by a moment."""
-        return ((item["adapter"]["S"], record_of(item)) for item in self._watched("open", after))
-
-    def _watched(self, watch: str, after: str) -> Iterator[dict[str, Any]]:
-        condition, values = "watch = :watch", {":watch": {"S": watch}}
-        if after:  # a key's value is never empty
-            condition, values = f"{condition} AND adapter > :after", values | {":after": {"S": after}}
-        pages = self._client.get_paginator("query").paginate(
-            TableName=self._table,
-            IndexName=WATCHED_INDEX,
-            KeyConditionExpression=condition,
-            ExpressionAttributeValues=values,
-        )
-        return (item for page in pages for item in page["Items"])
 
     def _step(self, adapter: str, order: str | None, rule: Rule[T]) -> T:
         for _ in range(TRIES):
@@ -238,7 +172,3 @@ class Registry:
                 return False
             raise
         return True
-
-    def _get(self, adapter: str, record: str) -> dict[str, Any] | None:
-        key = {"adapter": {"S": adapter}, "record": {"S": record}}
-        return self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True).get("Item")

@@ -6,6 +6,8 @@ import re
 UPLOAD_PREFIX = "adapters/"
 UPLOAD_SUFFIX = ".tar.gz"
 REPORT_PREFIX = "reports/"
+# Of a copy onto an adapter's key: the version that it repeats, and why. Whoever uploads can write them too.
+REPEATS_METADATA, REASON_METADATA = "loradrop-repeats", "loradrop-reason"
 # The report of the key `adapters/.tar.gz`.
 UNNAMED = "(no name)"
 

@@ -8,6 +8,7 @@ from loradrop.lifecycle import AdapterState, ComponentEntry, ComponentState, Liv
 
 WATCHED_INDEX = "watched"
 STATE = "state"
+OPEN = "open"
 UPLOAD = "upload#"
 # `upload#` and everything that begins so: `$` is the character after `#`.
 AFTER_UPLOADS = "upload$"
@@ -28,7 +29,7 @@ def record_item(adapter: str, record: UploadRecord) -> dict[str, Any]:
     return {
         "adapter": {"S": adapter},
         "record": {"S": UPLOAD + record.order},
-        **({} if record.is_reported else {"watch": {"S": "open"}}),
+        **({} if record.is_reported else {"watch": {"S": OPEN}}),
         **_attributes(record),
         "figures": {"M": {name: _attribute(value) for name, value in record.figures.items()}},
     }

@@ -1,4 +1,4 @@
-"""What SageMaker's answers to an invocation mean, for the smoke test and for the client alike."""
+"""What AWS's answers mean, for the Lambdas, the command and the client alike: of an invocation, and of S3."""
 
 # 424 is what LMI says while it loads an adapter, and also when it can't: only a bound on the retries decides.
 NOT_READY_STATUSES = frozenset({424, 429, 500, 503, 530})
@@ -17,3 +17,9 @@ def is_not_ready(status: int | None, code: str, message: str) -> bool:
     if NO_CAPACITY in text:
         return True
     return code in NOT_READY_CODES or (status in NOT_READY_STATUSES and UNREADABLE_REQUEST not in text)
+
+
+# S3 says so that there is no such object or version, or that it is a delete marker. A HEAD's answer has only the status.
+OBJECT_GONE_CODES = frozenset(
+    {"NoSuchKey", "NoSuchVersion", "NoSuchBucket", "404", "NotFound", "MethodNotAllowed", "405"}
+)

@@ -4,6 +4,7 @@ stand_in.py has no model in it, llama.py a real one; vllm.py is the engine of th
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -37,24 +38,34 @@ class EngineState(StrEnum):
     DEAD = "dead"
 
 
-class Token(Protocol):
-    @property
-    def id(self) -> int: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def logprob(self) -> float: ...
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token; `logprob` is natural, of the raw logits.
+
+    The texts of all tokens, joined, are the generation's text: a token whose text is held back (half a character, or
+    what may become a stop string) and the one that ends the answer have the empty text. Of several tokens that came in
+    one piece, the first has the piece's text.
+    """
+
+    id: int
+    text: str
+    logprob: float
 
 
-class Generation(Protocol):
-    @property
-    def text(self) -> str: ...
-    @property
-    def tokens(self) -> Sequence[Token]: ...
-    @property
-    def finish_reason(self) -> str: ...
-    @property
-    def prompt_tokens(self) -> int: ...
+@dataclass(frozen=True, slots=True)
+class Generation:
+    text: str
+    tokens: tuple[Token, ...]
+    finish_reason: str  # "length" | "eos_token" | "stop"
+    prompt_tokens: int
+
+
+@dataclass(slots=True)
+class Run:
+    """What becomes known during a generation, for a caller who asked for the whole answer."""
+
+    prompt_tokens: int = 0
+    finish_reason: str = "length"
 
 
 class Engine(Protocol):

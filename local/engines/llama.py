@@ -17,7 +17,6 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -31,7 +30,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from . import AdapterLoadError, EngineState, UnknownAdapterError, check_rank
+from . import AdapterLoadError, EngineState, Generation, Run, Token, UnknownAdapterError, check_rank
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -56,37 +55,8 @@ class PromptTooLongError(ValueError):
     """A prompt that leaves no room for an answer in the model's context."""
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token; `logprob` is natural, of the raw logits.
-
-    The texts of all tokens, joined, are the generation's text: a token whose text is held back (half a character, or
-    what may become a stop string) and the one that ends the answer have the empty text.
-    """
-
-    id: int
-    text: str
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    text: str
-    tokens: tuple[Token, ...]
-    finish_reason: str  # "length" | "eos_token" | "stop"
-    prompt_tokens: int
-
-
 class _Logits(Protocol):
     logits: torch.Tensor
-
-
-@dataclass(slots=True)
-class _Run:
-    """What becomes known during a generation, for a caller who asked for the whole answer."""
-
-    prompt_tokens: int = 0
-    finish_reason: str = "length"
 
 
 class Engine:
@@ -158,7 +128,7 @@ class Engine:
         self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
     ) -> Generation:
         """The whole answer of the adapter, or of the base if `adapter` is None. Temperature 0 is greedy."""
-        run = _Run()
+        run = Run()
         tokens = tuple(self._tokens(run, prompt, adapter, max_new_tokens, temperature, stop))
         text = "".join(token.text for token in tokens)
         return Generation(text, tokens, run.finish_reason, run.prompt_tokens)
@@ -167,10 +137,10 @@ class Engine:
         self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
     ) -> Iterator[Token]:
         """The same answer, token by token."""
-        return self._tokens(_Run(), prompt, adapter, max_new_tokens, temperature, stop)
+        return self._tokens(Run(), prompt, adapter, max_new_tokens, temperature, stop)
 
     def _tokens(
-        self, run: _Run, prompt: str, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str]
+        self, run: Run, prompt: str, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str]
     ) -> Iterator[Token]:
         if adapter is not None and adapter not in self._slots:
             raise UnknownAdapterError(adapter)

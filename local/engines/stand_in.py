@@ -14,9 +14,8 @@ import tarfile
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-from . import AdapterLoadError, EngineState, UnknownAdapterError, check_rank
+from . import AdapterLoadError, EngineState, Generation, Token, UnknownAdapterError, check_rank
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -56,21 +55,6 @@ WORDS = [
     "soon",
 ]
 END_OF_TEXT = len(WORDS)
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    id: int
-    text: str
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    text: str
-    tokens: tuple[Token, ...]
-    finish_reason: str
-    prompt_tokens: int
 
 
 class StandInEngine:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from . import AdapterLoadError, EngineDiedError, EngineState, UnknownAdapterError
+from . import AdapterLoadError, EngineDiedError, EngineState, Generation, Run, Token, UnknownAdapterError
 
 HOST = "127.0.0.1"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -54,23 +54,6 @@ SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """Of several tokens that came in one piece, the first has the piece's text."""
-
-    id: int
-    text: str
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    text: str
-    tokens: tuple[Token, ...]
-    finish_reason: str  # "length" | "eos_token" | "stop"
-    prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class LoraLimits:
     """With vLLM's own defaults, but for max_cpu_loras: that is max_loras there."""
 
@@ -87,14 +70,6 @@ class LoraLimits:
             max_cpu_loras=int(environment.get("OPTION_MAX_CPU_LORAS", default.max_cpu_loras)),
             max_lora_rank=int(environment.get("OPTION_MAX_LORA_RANK", default.max_lora_rank)),
         )
-
-
-@dataclass(slots=True)
-class _Run:
-    """What becomes known during a generation, for a caller who asked for the whole answer."""
-
-    prompt_tokens: int = 0
-    finish_reason: str = "length"
 
 
 def not_installed() -> str | None:
@@ -231,21 +206,21 @@ class VllmEngine:
     def generate(
         self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
     ) -> Generation:
-        run = _Run()
+        run = Run()
         tokens = tuple(self._tokens(run, prompt, adapter, max_new_tokens, temperature, stop))
         return Generation("".join(token.text for token in tokens), tokens, run.finish_reason, run.prompt_tokens)
 
     def stream(
         self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
     ) -> Iterator[Token]:
-        return self._tokens(_Run(), prompt, adapter, max_new_tokens, temperature, stop)
+        return self._tokens(Run(), prompt, adapter, max_new_tokens, temperature, stop)
 
     def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
         tokens = self._json("/tokenize", {"messages": list(messages), "add_generation_prompt": True})["tokens"]
         return str(self._json("/detokenize", {"tokens": tokens})["prompt"])
 
     def _tokens(
-        self, run: _Run, prompt: str, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str]
+        self, run: Run, prompt: str, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str]
     ) -> Iterator[Token]:
         prompt_ids, context_tokens = self._tokenized(prompt)
         run.prompt_tokens = len(prompt_ids)

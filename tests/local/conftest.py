@@ -22,6 +22,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOOL_FOLDERS = [str(REPOSITORY / folder) for folder in (".venv/bin", ".tools/sam/bin", ".tools/aws/bin")]
 DEADLINE_SECONDS = 90.0
 Found = TypeVar("Found")
+# The states of DeployAdapter that call a function, where all goes well.
+FUNCTION_STATES = (
+    "ClaimUpload",
+    "ValidateAdapter",
+    "CreateComponent",
+    "WaitForInService",
+    "SmokeTestAdapter",
+    "PromoteAdapter",
+    "ReportOutcome",
+)
 
 
 def eventually(look: Callable[[], Found | None], what: str, seconds: float = DEADLINE_SECONDS) -> Found:

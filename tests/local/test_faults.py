@@ -6,18 +6,8 @@ import pytest
 
 from tests.adapters import good_tarball
 
-from .conftest import StackUnderTest
+from .conftest import FUNCTION_STATES, StackUnderTest
 from .test_deploy_adapter import DEPLOYED, FAILED, VALIDATED, assert_nothing_is_left
-
-ON_THE_WAY = (
-    "ClaimUpload",
-    "ValidateAdapter",
-    "CreateComponent",
-    "WaitForInService",
-    "SmokeTestAdapter",
-    "PromoteAdapter",
-    "ReportOutcome",
-)
 
 
 def outcomes(stack: StackUnderTest, name: str) -> list[str]:
@@ -30,11 +20,13 @@ def test_each_lambda_dies_once_and_the_adapter_goes_live_all_the_same(
     stack: StackUnderTest, kill: dict[str, Any]
 ) -> None:
     name = f"dying-{kill.get('after_calls', 'late')}"
-    stack.cloud.behave(kills=[{"function": function} | kill for function in ON_THE_WAY])
+    stack.cloud.behave(kills=[{"function": function} | kill for function in FUNCTION_STATES])
     execution = stack.drop(name, good_tarball(seed=501))
     assert execution.states == DEPLOYED
-    died = [state for state in ON_THE_WAY if execution.task_errors(state) == [kill.get("error", "Runtime.ExitError")]]
-    assert died == list(ON_THE_WAY)
+    died = [
+        state for state in FUNCTION_STATES if execution.task_errors(state) == [kill.get("error", "Runtime.ExitError")]
+    ]
+    assert died == list(FUNCTION_STATES)
     assert stack.components(name) == {stack.live(name): "InService"}
     assert outcomes(stack, name) == ["deployed"]
 

@@ -22,8 +22,8 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 
-from local.engines import UnknownAdapterError
-from local.engines.stand_in import StandInEngine, Token
+from local.engines import Token, UnknownAdapterError
+from local.engines.stand_in import StandInEngine
 from local.hosting import SERVING, behaving
 from local.hosting.serving import stand_in_engine
 from loradrop_client import (

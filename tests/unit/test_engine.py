@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from local.engines import AdapterLoadError, UnknownAdapterError
-from local.engines.llama import Engine, Generation, PromptTooLongError, Token
+from local.engines import AdapterLoadError, Generation, Token, UnknownAdapterError
+from local.engines.llama import Engine, PromptTooLongError
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
 
 # Several adapters in one model is the purpose here.

@@ -9,8 +9,9 @@ import pytest
 from moto import mock_aws
 
 from aws.faults import RegistryContended
-from aws.registry import TRIES, WATCHED_INDEX, Registry
+from aws.registry import TRIES, Registry
 from loradrop.lifecycle import AdapterState, ComponentState, Decision, Live, Outcome, UploadRecord
+from loradrop.registry_items import WATCHED_INDEX
 
 TABLE = "lifecycle"
 FIRST, SECOND = "1".zfill(40), "2".zfill(40)
