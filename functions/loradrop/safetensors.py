@@ -68,7 +68,7 @@ _DTYPES: dict[str, tuple[int, Float | SmallFloat | None]] = {
     ),
     "F32": (32, Float(4, 0x7FFF_FFFF, 0x7C00_0000, _HUGE_TOPS, _below(0x44), _below(0x60))),
     "BF16": (16, Float(2, 0x7FFF, 0x7C00, _HUGE_TOPS, _below(0x44), _below(0x60))),
-    "F16": (16, Float(2, 0x7FFF, 0x7C00, (0x7C, 0x7D, 0x7E, 0x7F), _below(0x60), _below(0x80))),
+    "F16": (16, Float(2, 0x7FFF, 0x7C00, _HUGE_TOPS, _below(0x60), _below(0x80))),
     "F8_E5M2": (8, SmallFloat(b"\x7c\x7d\x7e\x7f\xfc\xfd\xfe\xff", b"\x00\x80")),
     "F8_E4M3": (8, SmallFloat(b"\x7f\xff", b"\x00\x80")),
     "F8_E5M2FNUZ": (8, SmallFloat(b"\x80", b"\x00")),
