@@ -188,7 +188,9 @@ def required_key_missing(draft: Draft) -> None:
 
 @change(2)
 def other_r(draft: Draft) -> None:
-    r = draft.config.get("r", 4)
+    if "r" not in draft.config:  # another change took it out: then nothing says what is meant
+        return
+    r = draft.config["r"]
     values = [
         0,
         -4,
@@ -217,6 +219,8 @@ def other_r(draft: Draft) -> None:
 
 @change(2)
 def other_alpha(draft: Draft) -> None:
+    if "lora_alpha" not in draft.config:
+        return
     values: list[Any] = [
         "8",
         None,
@@ -238,7 +242,7 @@ def other_alpha(draft: Draft) -> None:
         1e308,
     ]
     value = pick(draft, "lora_alpha", values)
-    old = draft.config.get("lora_alpha")
+    old = draft.config["lora_alpha"]
     draft.config["lora_alpha"] = value
     if value == 3.5 and isinstance(old, int | float) and not isinstance(old, bool):
         for update in draft.updates.values():

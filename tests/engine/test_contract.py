@@ -276,7 +276,9 @@ def first(tokens: Iterator[Any], count: int) -> Sequence[Any]:
 @pytest.mark.parametrize("name", ["tiny", "vllm"])
 def test_a_reader_who_leaves_holds_up_nobody(request: pytest.FixtureRequest, name: str) -> None:
     engine: Engine = request.getfixturevalue(name)
-    tokens = engine.stream(PROMPTS[0], adapter=None, max_new_tokens=200, temperature=1.0)
+    # One whose answer goes on behind what is read of it, whatever base this processor trained.
+    prompt = next(one for one in PROMPTS if len(ask(engine, prompt=one).tokens) > 2)
+    tokens = engine.stream(prompt, adapter=None, max_new_tokens=200, temperature=0.0)
     assert len(first(tokens, 2)) == 2
     assert ask(engine).tokens
     tokens.close()  # type: ignore[attr-defined]
