@@ -7,7 +7,7 @@ from aws import components, fleet
 from aws.runtime import logger, metrics, setting
 from loradrop.lifecycle import AdapterState
 from loradrop.names import AdapterNameInvalidError, adapter_name, nameless_adapter
-from loradrop.reconcile import Adapter, Fleet, Plan, Repair, Scope, Wanted, is_orphan, wanted
+from loradrop.reconcile import Adapter, Fleet, Plan, Repair, Scope, Wanted, is_history_needed, is_orphan, wanted
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -33,12 +33,12 @@ def handler(event: dict[str, Any], context: "LambdaContext") -> dict[str, Any]:
     if scope.adapter is not None:
         adapter, of_adapter = fleet.look_at(scope.adapter)
         plan = Plan(MAX_REPAIRS, examined=1)
-        plan.add(scope.adapter, wanted(adapter, of_adapter), removed_by=scope.order)
+        plan.add(scope.adapter, wanted(adapter, of_adapter, is_patient=not scope.is_by_hand), removed_by=scope.order)
         if plan.retries:
             plan.keep_retries(standing=sum(1 for _ in components.on_endpoint(endpoint)))
         last = None
     else:
-        plan, last = _whole_plan(event.get("after") or "", context)
+        plan, last = _whole_plan(scope, event.get("after") or "", context)
     logger.info("repairs planned", examined=plan.examined, counts=plan.counts, dry_run=scope.dry_run)
     for repair, count in plan.counts.items():
         metrics.add_metric(name=f"Repair{repair.capitalize()}", unit="Count", value=count)
@@ -64,7 +64,7 @@ def _scope(given: dict[str, Any]) -> Scope:
         return Scope(adapter=_adapter_of(started_by["detail"]["object"]["key"]))
     if kind is not None and kind != "Scheduled Event":
         raise ValueError(f"ReconcileFleet knows no event of the type {kind!r}.")
-    return Scope(adapter=given.get("adapter"), dry_run=bool(given.get("dry_run")))
+    return Scope(adapter=given.get("adapter"), dry_run=bool(given.get("dry_run")), is_by_hand=kind is None)
 
 
 def _adapter_of(key: str) -> str:
@@ -74,7 +74,7 @@ def _adapter_of(key: str) -> str:
         return nameless_adapter(key)
 
 
-def _whole_plan(after: str, context: "LambdaContext") -> tuple[Plan, str | None]:
+def _whole_plan(scope: Scope, after: str, context: "LambdaContext") -> tuple[Plan, str | None]:
     states, unreported = fleet.all_states(), fleet.all_open()
     current = fleet.all_current()
     summaries = list(components.on_endpoint(endpoint))
@@ -84,22 +84,17 @@ def _whole_plan(after: str, context: "LambdaContext") -> tuple[Plan, str | None]
     names = [name for name in sorted({*states, *unreported, *current}) if name > after]
     for name in names:
         state = states.get(name, AdapterState())
-        adapter = Adapter(name, state, current.get(name), {}, tuple(unreported.get(name, ())))
-        if _is_history_needed(adapter):
-            adapter = replace(adapter, known={record.version_id: record for record in fleet.registry.uploads(name)})
+        adapter = Adapter(name, state, current.get(name), (), tuple(unreported.get(name, ())))
+        if is_history_needed(adapter, now):
+            adapter = replace(adapter, history=tuple(fleet.registry.uploads(name)))
         plan.examined += 1
-        plan.add(name, wanted(adapter, now))
+        plan.add(name, wanted(adapter, now, is_patient=not scope.is_by_hand))
         is_late = context.get_remaining_time_in_millis() < RESERVE_MILLISECONDS
         if (plan.is_full or is_late) and name != names[-1]:
             return plan, name
     plan.keep_retries(standing=len(statuses))
     _add_orphans(plan, states, summaries, now)
     return plan, None
-
-
-def _is_history_needed(adapter: Adapter) -> bool:
-    live, current = adapter.state.live, adapter.current
-    return current is not None and (live is None or live.version_id != current.version_id)
 
 
 def _add_orphans(plan: Plan, states: dict[str, AdapterState], summaries: list[Any], now: Fleet) -> None:

@@ -43,7 +43,8 @@ MAX_REPORTS = 10
 def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
     """{adapter, wanted, removed_by?, attempt: this execution} → {adapter, done: […], reports: [{deployment}, …]}.
 
-    `wanted` is the plan's; what is done is decided anew, but for orphans and for retries on a full endpoint.
+    `wanted` is the plan's; what is done is decided anew, but for orphans, for retries on a full endpoint, and for whether a
+    healing that failed before is to wait.
     Raises Throttled, ComponentBusy, RegistryContended.
     """
     name = event["adapter"]
@@ -53,9 +54,10 @@ def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
         return {"adapter": name, "done": orphans, "reports": []}
     adapter, now = fleet.look_at(name)
     retries = {one.version_id for one in planned if one.repair is Repair.RETRY}
+    is_patient = all(one.repair is not Repair.HEAL for one in planned)
     done: list[str] = []
     reports: list[Deployment] = []
-    for one in wanted(adapter, now):
+    for one in wanted(adapter, now, is_patient=is_patient):
         if one.repair is Repair.RETRY and one.version_id not in retries:
             continue
         done.append(_do(adapter, one, event, reports))
@@ -113,7 +115,7 @@ def _delete(name: str, component: str) -> str:
 
 def _remove(adapter: Adapter, event: dict[str, Any], reports: list[Deployment]) -> str:
     """Takes the adapter out of service: nothing is current under its key."""
-    newest = max([adapter.state.floor, *(record.order for record in adapter.known.values())])
+    newest = max([adapter.state.floor, *(record.order for record in adapter.history)])
     order = order_of(event["removed_by"]) if event.get("removed_by") else order_behind(newest, _milliseconds())
     removal = UploadRecord(
         order=order, attempt=event["attempt"], bucket=upload_bucket, key=upload_key(adapter.name), version_id=""

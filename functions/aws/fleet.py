@@ -46,7 +46,7 @@ def fleet(statuses: Mapping[str, str], running: Iterable[str]) -> Fleet:
 def look_at(name: str) -> tuple[Adapter, Fleet]:
     """One adapter as it is now, and what of the fleet concerns it."""
     state = registry.state(name)
-    known = {record.version_id: record for record in registry.uploads(name)}
+    history = tuple(registry.uploads(name))
     unreported = tuple(registry.open_uploads(name))
     attempts = {record.attempt for record in unreported} | {entry.attempt for entry in state.components.values()}
     running = {attempt for attempt in attempts if is_running(attempt)}
@@ -54,7 +54,7 @@ def look_at(name: str) -> tuple[Adapter, Fleet]:
     for component in {*state.components, *([state.live.component] if state.live else [])}:
         if (found := components.describe(component)) is not None:
             statuses[component] = found.get("InferenceComponentStatus", "Creating")
-    adapter = Adapter(name, state, current_object(name), known, unreported)
+    adapter = Adapter(name, state, current_object(name), history, unreported)
     return adapter, fleet(statuses, running)
 
 

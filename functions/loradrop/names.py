@@ -122,3 +122,8 @@ def order_of(sequencer: str) -> str:
 def order_behind(order: str, milliseconds: int) -> str:
     """The order of a decision that has no event of its own: above what it repairs, below every later event."""
     return f"{order[:SEQUENCER_DIGITS]}.{milliseconds:013d}"
+
+
+def made_behind(order: str) -> int:
+    """Unix milliseconds: when a decision that has no event of its own was made; 0 for an upload's order."""
+    return int(order[SEQUENCER_DIGITS + 1 :] or 0)

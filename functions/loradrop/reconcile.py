@@ -10,12 +10,16 @@ from enum import StrEnum
 from typing import Any, Self
 
 from loradrop.lifecycle import AdapterState, ComponentState, Outcome, UploadRecord
+from loradrop.names import made_behind
 
 # Events come within seconds as a rule. A copy that is made too early only costs a second deployment.
 LOST_EVENT_SECONDS = 600
 # No Lambda, and so no create call, lives longer.
 LAMBDA_SECONDS = 900
 ORPHAN_SECONDS = 2 * LAMBDA_SECONDS
+# A healing that failed is tried again after this, then after twice as long each time, up to the most.
+HEAL_AGAIN_SECONDS = 600
+MAX_HEAL_AGAIN_SECONDS = 6 * 3600
 # Of one adapter in a plan; the repair looks again and finds all.
 MAX_SHOWN_REPAIRS = 10
 
@@ -56,12 +60,12 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What is known of one adapter. `known` has its uploads by version; `open` those without a reported outcome."""
+    """What is known of one adapter. `history` is needed where `is_history_needed` says so; `open` has no reported outcome."""
 
     name: str
     state: AdapterState
     current: CurrentObject | None
-    known: Mapping[str, UploadRecord]
+    history: tuple[UploadRecord, ...]  # newest first
     open: tuple[UploadRecord, ...]
 
 
@@ -85,13 +89,28 @@ class Wanted:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def wanted(adapter: Adapter, fleet: Fleet) -> tuple[Wanted, ...]:
-    """Every repair that this adapter needs, in the order in which they are done."""
+def wanted(adapter: Adapter, fleet: Fleet, *, is_patient: bool = True) -> tuple[Wanted, ...]:
+    """Every repair that this adapter needs, in the order in which they are done.
+
+    `is_patient`: a healing that has failed waits longer each time before the next one. A person who asks does not wait.
+    """
     return (
         *_of_uploads(adapter, fleet),
         *_of_components(adapter, fleet),
-        *_of_the_live_one(adapter, fleet),
+        *_of_the_live_one(adapter, fleet, is_patient=is_patient),
         *_of_the_object(adapter),
+    )
+
+
+def is_history_needed(adapter: Adapter, fleet: Fleet) -> bool:
+    """Whether what the adapter needs depends on its history: reading that is one query more."""
+    live, current = adapter.state.live, adapter.current
+    if current is None:
+        return False
+    return (
+        live is None
+        or live.version_id != current.version_id
+        or bool(_of_the_live_one(adapter, fleet, is_patient=False))
     )
 
 
@@ -124,11 +143,13 @@ def _of_components(adapter: Adapter, fleet: Fleet) -> list[Wanted]:
     return found
 
 
-def _of_the_live_one(adapter: Adapter, fleet: Fleet) -> list[Wanted]:
+def _of_the_live_one(adapter: Adapter, fleet: Fleet, *, is_patient: bool = True) -> list[Wanted]:
     live = adapter.state.live
     if live is None or adapter.current is None or not fleet.is_base_in_service:
         return []
     if any(record.heals == live.component and record.outcome is None for record in adapter.open):
+        return []
+    if is_patient and fleet.now < _heal_not_before(adapter, live.component):
         return []
     if live.endpoint != fleet.endpoint or live.base != fleet.base:
         reason = f"it is on endpoint {live.endpoint}, and the stack now serves on {fleet.endpoint}"
@@ -143,6 +164,15 @@ def _of_the_live_one(adapter: Adapter, fleet: Fleet) -> list[Wanted]:
     return []
 
 
+def _heal_not_before(adapter: Adapter, component: str) -> int:
+    """Unix seconds: how often the component was healed in vain says how long to wait after the last time."""
+    failed = [record.order for record in adapter.history if record.heals == component]
+    if not failed:
+        return 0
+    wait_seconds = min(HEAL_AGAIN_SECONDS << (len(failed) - 1), MAX_HEAL_AGAIN_SECONDS)
+    return made_behind(max(failed)) // 1000 + wait_seconds
+
+
 def _of_the_object(adapter: Adapter) -> list[Wanted]:
     state, current = adapter.state, adapter.current
     if current is None:
@@ -152,7 +182,9 @@ def _of_the_object(adapter: Adapter) -> list[Wanted]:
         return []
     if state.live is not None and state.live.version_id == current.version_id:
         return []
-    record = adapter.known.get(current.version_id)
+    # A healing has the version of what it heals.
+    of_version = (one for one in adapter.history if one.version_id == current.version_id and one.heals is None)
+    record = next(of_version, None)
     if record is None:
         if current.age_seconds < LOST_EVENT_SECONDS:
             return []
@@ -191,6 +223,7 @@ class Scope:
     adapter: str | None = None
     dry_run: bool = False
     order: str | None = None
+    is_by_hand: bool = False
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from loradrop.lifecycle import AdapterState, ComponentEntry, ComponentState, Live, Outcome, UploadRecord
-from loradrop.names import order_of
+from loradrop.names import order_behind, order_of
 from loradrop.reconcile import (
     LOST_EVENT_SECONDS,
     ORPHAN_SECONDS,
@@ -16,6 +16,7 @@ from loradrop.reconcile import (
     Plan,
     Repair,
     Wanted,
+    is_history_needed,
     wanted,
 )
 from loradrop.reconcile import is_orphan as orphan
@@ -35,7 +36,7 @@ RECORD = UploadRecord(
     outcome=Outcome.DEPLOYED,
     is_reported=True,
 )
-HEALTHY = Adapter("acme", AdapterState(3, ONE, LIVE, {"c1": ENTRY}), CurrentObject("v1", 10_000), {"v1": RECORD}, ())
+HEALTHY = Adapter("acme", AdapterState(3, ONE, LIVE, {"c1": ENTRY}), CurrentObject("v1", 10_000), (RECORD,), ())
 
 
 def with_component(adapter: Adapter, name: str, **changes: Any) -> Adapter:
@@ -52,7 +53,7 @@ def test_a_healthy_adapter_needs_nothing() -> None:
 
 
 def test_one_that_was_never_deployed_and_is_not_there_needs_nothing() -> None:
-    assert repairs(Adapter("acme", AdapterState(), None, {}, ())) == []
+    assert repairs(Adapter("acme", AdapterState(), None, (), ())) == []
 
 
 # Uploads
@@ -71,7 +72,7 @@ def test_an_attempt_that_has_ended_is_recovered_or_reported(
     attempt: str, outcome: Outcome | None, expected: list[Repair]
 ) -> None:
     record = replace(RECORD, order=TWO, version_id="v2", attempt=attempt, outcome=outcome, promoted=False)
-    adapter = replace(HEALTHY, current=CurrentObject("v2", 10_000), known={"v2": record}, open=(record,))
+    adapter = replace(HEALTHY, current=CurrentObject("v2", 10_000), history=(record,), open=(record,))
     assert repairs(adapter) == expected
 
 
@@ -122,13 +123,36 @@ def test_nothing_is_healed_while_the_base_is_not_in_service_nor_twice_at_once() 
 # The object
 
 
+@pytest.mark.parametrize(("times", "minutes"), [(1, 10), (2, 20), (3, 40), (6, 320), (7, 360), (40, 360)])
+def test_a_healing_that_failed_is_tried_again_later_each_time(times: int, minutes: int) -> None:
+    broken = replace(FLEET, components={"base": "InService"})
+    failed = [
+        replace(
+            RECORD, order=order_behind(ONE, (NOW - 60 * ago) * 1000), heals="c1", outcome=Outcome.FAILED, promoted=False
+        )
+        for ago in range(times)
+    ]
+    adapter = replace(HEALTHY, history=(*failed, RECORD))
+    assert is_history_needed(adapter, broken)
+    assert repairs(adapter, replace(broken, now=NOW + minutes * 60 - 1)) == []
+    assert repairs(adapter, replace(broken, now=NOW + minutes * 60)) == [Repair.HEAL]
+    assert [one.repair for one in wanted(adapter, broken, is_patient=False)] == [Repair.HEAL]
+
+
+def test_what_failed_for_another_component_does_not_delay_a_healing() -> None:
+    broken = replace(FLEET, components={"base": "InService"})
+    other = replace(RECORD, order=order_behind(ONE, NOW * 1000), heals="c0", outcome=Outcome.FAILED, promoted=False)
+    assert repairs(replace(HEALTHY, history=(other, RECORD)), broken) == [Repair.HEAL]
+    assert not is_history_needed(HEALTHY, FLEET)
+
+
 def test_an_adapter_whose_tarball_was_deleted_is_removed_and_not_healed() -> None:
     assert repairs(replace(HEALTHY, current=None), replace(FLEET, components={})) == [Repair.REMOVE]
 
 
 def test_so_is_one_that_is_only_being_made() -> None:
     making = replace(ENTRY, state=ComponentState.MAKING, attempt="running")
-    assert repairs(Adapter("acme", AdapterState(1, "", None, {"c2": making}), None, {}, ())) == [Repair.REMOVE]
+    assert repairs(Adapter("acme", AdapterState(1, "", None, {"c2": making}), None, (), ())) == [Repair.REMOVE]
 
 
 @pytest.mark.parametrize(("age", "expected"), [(LOST_EVENT_SECONDS - 1, []), (LOST_EVENT_SECONDS, [Repair.REPEAT])])
@@ -144,20 +168,20 @@ def test_an_older_version_that_is_current_again_is_deployed_again() -> None:
 
 def test_one_that_a_deletion_superseded_is_deployed_again_once_the_delete_marker_is_gone() -> None:
     superseded = replace(RECORD, promoted=False, outcome=Outcome.SUPERSEDED)
-    adapter = Adapter("acme", AdapterState(1), CurrentObject("v1", LOST_EVENT_SECONDS), {"v1": superseded}, ())
+    adapter = Adapter("acme", AdapterState(1), CurrentObject("v1", LOST_EVENT_SECONDS), (superseded,), ())
     assert repairs(adapter) == [Repair.REPEAT]
     assert repairs(replace(adapter, current=CurrentObject("v1", LOST_EVENT_SECONDS - 1))) == []
 
 
 def test_a_rejected_upload_that_is_current_is_left_alone() -> None:
     rejected = replace(RECORD, order=TWO, version_id="v2", outcome=Outcome.REJECTED, promoted=False)
-    adapter = replace(HEALTHY, current=CurrentObject("v2", 10_000), known={"v1": RECORD, "v2": rejected})
+    adapter = replace(HEALTHY, current=CurrentObject("v2", 10_000), history=(rejected, RECORD))
     assert repairs(adapter) == []
 
 
 def test_an_upload_that_found_the_endpoint_full_waits_for_room() -> None:
     full = replace(RECORD, order=TWO, version_id="v2", outcome=Outcome.FAILED, promoted=False, full_at=5)
-    adapter = replace(HEALTHY, current=CurrentObject("v2", 10_000), known={"v2": full})
+    adapter = replace(HEALTHY, current=CurrentObject("v2", 10_000), history=(full,))
     assert repairs(adapter) == [Repair.RETRY]
 
 
