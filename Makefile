@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 
 PACKAGES := functions local training loradrop_cli loradrop_client benchmarks tests/local tests/engine
 
-.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests engine test-engine docs clean
+.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests test-long engine test-engine docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -67,6 +67,10 @@ protocol: setup ## The deployment protocol, explored for hours: docs/protocol.md
 local-tests: setup ## The stack, deployed by sam on the local cloud
 	@echo "== the stack on the local cloud"
 	$(BIN)/python -m pytest tests/local -q -n 2 --dist loadfile
+
+test-long: setup ## The tests that take minutes each, which `make test` leaves out
+	@echo "== the long tests"
+	$(BIN)/python -m pytest tests -q -m long
 
 engine: .engine/.installed ## Install vLLM for the CPU in an environment of its own (3.4 GB)
 

@@ -67,7 +67,9 @@ class Front:
         dies = invocation is not None and faults.dies_with_this_call(invocation)
         query = parse_qs(scope.get("query_string", b"").decode(), keep_blank_values=True)
         action = faults.action_of(scope["method"], scope["path"], query, headers, body)
-        refusal = CONTROL.take_refusal(action, invocation.function if invocation else "")
+        component = headers.get("x-amzn-sagemaker-inference-component", "")
+        text = " ".join([scope["path"], repr(query), component, body.decode("latin-1")])
+        refusal = CONTROL.take_refusal(action, invocation.function if invocation else "", text)
         loses_answer = dies or (refusal is not None and refusal.carried_out)
         if refusal is None or loses_answer:
             await self._route(scope, headers, _replayed(body), _discard if loses_answer else send)

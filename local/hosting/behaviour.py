@@ -70,13 +70,15 @@ class Refusal:
     """From the `nth` on, counted from now, `times` calls of `action` are refused with `code`.
 
     `action` is written as IAM writes it (dynamodb:TransactWriteItems, s3:PutObject, sagemaker:*); `function` is a part of the name of
-    the Lambda that calls, and empty for anybody. A call that is `carried_out` has its effect, and its answer is lost.
+    the Lambda that calls, and empty for anybody; `about` is a text that stands in the call's path, query, body, or as its component.
+    A call that is `carried_out` has its effect, and its answer is lost.
     """
 
     action: str
     nth: int = 1
     times: int = 1
     function: str = ""
+    about: str = ""
     code: str = "AccessDeniedException"
     status: int = 400
     carried_out: bool = False
@@ -91,7 +93,7 @@ class Refusal:
                 _is_whole,
                 lambda value: value >= 1,
             )
-        for name in ("function", "code"):
+        for name in ("function", "about", "code"):
             _check(f"refusals.{name}", getattr(self, name), "a text", _is_text)
         _check("refusals.status", self.status, "an HTTP status from 400", _is_whole, lambda v: 400 <= v <= 599)
         _check("refusals.carried_out", self.carried_out, "true or false", lambda value: isinstance(value, bool))
@@ -291,11 +293,13 @@ class Control:
         with self._lock:
             return self._due([one for one in self._behaviour.kills if one.function in function])
 
-    def take_refusal(self, action: str, function: str) -> Refusal | None:
-        """How this call must be refused, if it must; counts it."""
+    def take_refusal(self, action: str, function: str, text: str) -> Refusal | None:
+        """How this call must be refused, if it must; counts it. `text` is all that the call says."""
         with self._lock:
             meant = [
-                one for one in self._behaviour.refusals if fnmatchcase(action, one.action) and one.function in function
+                one
+                for one in self._behaviour.refusals
+                if fnmatchcase(action, one.action) and one.function in function and one.about in text
             ]
             return self._due(meant)
 

@@ -260,6 +260,30 @@ def test_a_cold_start_is_retried(stack: StackUnderTest) -> None:
     assert execution.task_errors("SmokeTestAdapter") == ["ModelNotReady"]
 
 
+def test_a_base_that_wakes_is_waited_for(stack: StackUnderTest) -> None:
+    """A base that was scaled to zero answers 400 for want of capacity until a copy of it stands."""
+    stack.cloud.behave(no_capacity=True)
+    attempt = stack.execution_of(stack.upload("waking", good_tarball(seed=45)))
+
+    def is_refused() -> bool:
+        return "no capacity" in str(stack.history(attempt))
+
+    eventually(is_refused, "a smoke test that finds no capacity")
+    stack.cloud.behave(no_capacity=False)
+    execution = stack.end_of(attempt)
+    assert execution.states == DEPLOYED
+    assert set(execution.task_errors("SmokeTestAdapter")) == {"ModelNotReady"}
+
+
+def test_bare_tensor_names_are_served_as_vllm_serves_them(stack: StackUnderTest) -> None:
+    files = adapter_files(seed=46)
+    named = tensors_of(files["adapter_model.safetensors"])
+    bare = {name.removeprefix("base_model.model."): tensor for name, tensor in named.items()}
+    assert not bare.keys() & named.keys()
+    files["adapter_model.safetensors"] = weights_file(bare)
+    assert stack.drop("bare", tarball(files)).states == DEPLOYED
+
+
 def test_a_full_endpoint_says_so(stack: StackUnderTest) -> None:
     # The state machine waits minutes for a slot; the first refusal shows how it is named.
     stack.cloud.behave(components_per_endpoint=0)

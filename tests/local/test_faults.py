@@ -1,4 +1,4 @@
-"""Lambdas that die mid-way: each upload gets one outcome, and nothing is left over."""
+"""Lambdas that die mid-way, calls that are refused: each upload gets one outcome, and nothing is left over."""
 
 from typing import Any
 
@@ -41,3 +41,52 @@ def test_a_clean_up_that_dies_is_done_again(stack: StackUnderTest, kill: dict[st
     assert execution.task_errors("CleanUpComponent") == ["Runtime.ExitError"]
     assert_nothing_is_left(stack, name)
     assert outcomes(stack, name) == ["failed"]
+
+
+# One more than each function makes calls to AWS for one adapter: the last one meets no fault.
+CALLS = {
+    "ClaimUpload": 5,
+    "ValidateAdapter": 4,
+    "CreateComponent": 6,
+    "WaitForInService": 2,
+    "SmokeTestAdapter": 5,
+    "PromoteAdapter": 4,
+    "CleanUpComponent": 7,
+    "ReportOutcome": 9,
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize("function", CALLS)
+def test_each_call_is_refused_once_or_loses_its_answer(
+    stack: StackUnderTest, function: str, *, carried_out: bool
+) -> None:
+    """An adapter for each call: it meets that one fault. It goes live or fails in words, and nothing is left over."""
+    names = [f"{function.lower()}-{'lost' if carried_out else 'refused'}-{n}" for n in range(1, CALLS[function] + 1)]
+    refusals = [
+        {"action": "*:*", "function": function, "about": name, "nth": nth, "code": "AccessDenied", "status": 403}
+        | {"carried_out": carried_out}
+        for nth, name in enumerate(names, 1)
+    ]
+    stack.cloud.behave(refusals=refusals, adapters_ignored=function == "CleanUpComponent")
+    versions = [stack.upload(name, good_tarball(seed=503)) for name in names]
+    ended = [stack.end_of(stack.execution_of(version)) for version in versions]
+    allowed = {None, "DeploymentFailed"} | ({"OutcomeNotReported"} if function == "ReportOutcome" else set())
+    assert {execution.error for execution in ended} <= allowed
+    assert any("AccessDenied" in str(execution.events) for execution in ended)
+    assert "AccessDenied" not in str(ended[-1].events), f"{function} makes more calls than this test knows"
+    assert ended[-1].error == ("DeploymentFailed" if function == "CleanUpComponent" else None)
+
+    # What one pass begins to delete, the next one sees gone.
+    stack.reconcile()
+    stack.reconcile()
+    stack.settle()
+    for name, execution in zip(names, ended, strict=True):
+        if (component := stack.live(name)) is not None:
+            assert stack.components(name) == {component: "InService"}
+            assert outcomes(stack, name) == ["deployed"]
+        else:
+            assert execution.error == "DeploymentFailed"
+            assert_nothing_is_left(stack, name)
+            assert outcomes(stack, name) == ["failed"]

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from local.cloud import REGION
 from loradrop_cli.main import main
 from loradrop_client import AccessRefusedError, Adapters
-from tests.adapters import adapter_files, good_tarball, wrapped_tarball
+from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
 
 from .account import ACCOUNT, unique
 from .conftest import FUNCTION_STATES, REPOSITORY, StackUnderTest, eventually
@@ -362,6 +364,45 @@ def test_the_documented_permissions_are_enough_and_each_is_needed(
         as_user(statements)
         with pytest.raises(AccessRefusedError, match=missing.partition(":")[2]):
             ask_and_stream(adapter)
+
+
+def test_a_team_reaches_its_own_adapters_and_what_is_isolated_of_anothers_it_does_not(
+    stack: StackUnderTest, adapter: str, as_user: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    """The table "One team's adapters alone" of docs/operations.md."""
+    own, others = adapter, f"not-{adapter}"
+    secret = adapter_files(seed=216) | {"smoke.jsonl": b'{"inputs": "CONFIDENTIAL"}'}
+    theirs = stack.drop(f"{others}/one", tarball(secret))
+    bucket = f"arn:aws:s3:::{stack.uploads}"
+    narrowed = [
+        statement | ({"Resource": f"{bucket}/adapters/{own}/*"} if statement["Sid"] == "Upload" else {})
+        for statement in documented(stack)[0]["Statement"]
+    ]
+    as_user([*narrowed, {"Effect": "Allow", "Action": "s3:GetObject", "Resource": f"{bucket}/reports/{own}/*"}])
+    s3 = boto3.client("s3", endpoint_url=stack.cloud.endpoint_url)
+    states = boto3.client("stepfunctions", endpoint_url=stack.cloud.endpoint_url)
+
+    def is_refused(call: Callable[..., Any], **what: Any) -> bool:
+        try:
+            call(**what)
+        except ClientError as error:
+            return error.response["Error"]["Code"] in ("AccessDenied", "403")
+        return False
+
+    version = s3.put_object(Bucket=stack.uploads, Key=f"adapters/{own}/one.tar.gz", Body=good_tarball(seed=217))
+    stack.end_of(stack.execution_of(version["VersionId"]))
+    report = s3.get_object(Bucket=stack.uploads, Key=f"reports/{own}/one.json")["Body"].read()
+    assert json.loads(report)["newest"]["outcome"] == "deployed"
+
+    for key in (f"{others}/one", f"{own}x/one", own):
+        assert is_refused(s3.put_object, Bucket=stack.uploads, Key=f"adapters/{key}.tar.gz", Body="x"), key
+    source = {"Bucket": stack.uploads, "Key": f"adapters/{others}/one.tar.gz"}
+    assert is_refused(s3.copy_object, CopySource=source, Bucket=stack.uploads, Key=f"adapters/{own}/two.tar.gz")
+    assert is_refused(s3.delete_object, Bucket=stack.uploads, Key=f"adapters/{others}/one.tar.gz")
+    assert is_refused(s3.get_object, Bucket=stack.uploads, Key=f"reports/{others}/one.json")
+    assert is_refused(s3.get_object, Bucket=stack.releases, Key=stack.released(f"{others}/one")[0])
+    # Execution histories are everybody's who may follow executions; what was asked and answered is not in them.
+    assert "CONFIDENTIAL" not in str(states.get_execution_history(executionArn=theirs.arn, includeExecutionData=True))
 
 
 def ask_and_stream(adapter: str) -> None:

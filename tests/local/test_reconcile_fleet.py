@@ -97,6 +97,38 @@ def test_an_update_after_the_live_component_was_deleted_by_hand_is_green(stack: 
     assert back.output["component"] != broken
 
 
+# The registry loses an adapter
+
+
+def forget(stack: StackUnderTest, adapter: str) -> None:
+    """As an operator with the console would who wants to begin anew."""
+    key = {"adapter": {"S": adapter}, "record": {"S": "state"}}
+    stack.dynamodb.delete_item(TableName=stack.outputs["RegistryTable"], Key=key)
+
+
+def test_an_update_goes_live_although_the_registry_lost_what_was_live(stack: StackUnderTest) -> None:
+    stack.drop("forgotten", good_tarball(seed=230))
+    forget(stack, "forgotten")
+    update = stack.drop("forgotten", good_tarball(seed=231))
+    assert update.states == DEPLOYED
+    assert stack.live("forgotten") == update.output["component"]
+    assert outcomes(stack, "forgotten") == ["deployed", "deployed"]
+
+
+def test_a_deployment_whose_state_is_lost_while_it_waits_fails_and_bars_nothing(stack: StackUnderTest) -> None:
+    stack.cloud.behave(seconds_to_in_service=3.0)
+    attempt = stack.execution_of(stack.upload("mislaid", good_tarball(seed=232)))
+    eventually(lambda: stack.components("mislaid"), "its component")
+    forget(stack, "mislaid")
+    lost = stack.end_of(attempt)
+    assert (lost.status, lost.error) == ("FAILED", "DeploymentFailed")
+    assert outcomes(stack, "mislaid") == ["failed"]
+    stack.cloud.behave()
+    again = stack.drop("mislaid", good_tarball(seed=232))
+    assert again.states == DEPLOYED
+    assert stack.components("mislaid")[again.output["component"]] == "InService"
+
+
 # A full endpoint
 
 

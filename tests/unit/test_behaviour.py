@@ -98,9 +98,16 @@ def test_faults_are_counted_for_the_functions_and_the_calls_they_are_meant_for()
         None,
     ]
     calls = [("dynamodb:GetItem", ""), ("s3:GetObject", "ClaimOne")] + [("dynamodb:PutItem", "ClaimOne")] * 3
-    assert [control.take_refusal(*call) for call in calls] == [None, None, always, always, None]
+    assert [control.take_refusal(*call, "acme") for call in calls] == [None, None, always, always, None]
     control.change(kills=[{"function": "Create"}])
     assert control.take_kill("CreateOne") == Kill("Create"), "a change counts from one again"
+
+
+def test_a_refusal_counts_the_calls_that_it_is_about() -> None:
+    about = Refusal("*:*", nth=2, about="acme")
+    control = Control(Behaviour(refusals=(about,)))
+    texts = ["adapters/acme.tar.gz", "adapters/other.tar.gz", '{"adapter": "acme"}', "acme"]
+    assert [control.take_refusal("s3:GetObject", "", text) for text in texts] == [None, None, about, None]
 
 
 def test_a_block_behaves_and_then_all_is_as_before() -> None:
