@@ -30,7 +30,8 @@ help: ## List the targets
 	@echo
 	@echo '  eval "$$(make -s local-env PORT=$(PORT))"'
 
-setup: $(VENV)/.installed $(TOOLS)/sam/.installed $(TOOLS)/aws/.installed ## Make the environments (.venv, .tools)
+setup: ## Make the environments (.venv, .tools), side by side
+	@$(MAKE) --silent -j 3 $(VENV)/.installed $(TOOLS)/sam/.installed $(TOOLS)/aws/.installed
 
 demo: setup ## Watch an adapter tarball become a live, proven component
 	@$(BIN)/python -m local.demo --port $(PORT) --engine $(ENGINE)
