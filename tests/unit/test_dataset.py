@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loradrop_training.data_recipe import write_recipe
 from loradrop_training.dataset import DataError, Dataset, Template, read_dataset
 from loradrop_training.findings import Code, finding_lines
-from loradrop_training.recipe import Data
+from loradrop_training.recipe import Data, read_recipe
 
 LABELS = ("no", "yes")
 SPECIAL = ("<|eot_id|>", "<|begin_of_text|>")
@@ -218,3 +219,65 @@ def test_many_findings_make_a_short_list(tmp_path: Path) -> None:
     assert lines[0] == "error NOT_A_RECORD: the line is not a record (1,000)"
     assert len(lines) == 7
     assert lines[-1].strip() == "… and 995 more"
+
+
+# Splits by a column
+
+
+SPLIT_ROWS = [
+    {"text": "A dog.", "label": "yes", "split": "train"},
+    {"text": "A cat.", "label": "no", "split": " Training "},
+    {"text": "A cow.", "label": "yes", "split": "test"},
+    {"text": "A pig.", "label": "no", "split": "validation"},
+]
+
+
+def read_split(folder: Path, records: list[dict[str, Any]], **options: Any) -> Dataset:
+    file = folder / "all.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in records))
+    return read_dataset(Data(train=(str(file),), prompt="{text}", answer="label", split="split", **options))
+
+
+def test_a_column_says_what_is_held_out(tmp_path: Path) -> None:
+    dataset = read_split(tmp_path, SPLIT_ROWS)
+    assert [row.prompt for row in dataset.train] == ["A dog.", "A cat."]
+    assert [row.prompt for row in dataset.held_out] == ["A cow.", "A pig."]
+    assert not dataset.findings
+
+
+def test_a_row_of_no_split_is_found_and_the_others_are_read(tmp_path: Path) -> None:
+    odd = [{"text": "A fox.", "label": "no", "split": "north"}, {"text": "A hen.", "label": "no"}]
+    dataset = read_split(tmp_path, [*odd, *SPLIT_ROWS])
+    assert [(one.code, one.place.line if one.place else 0) for one in dataset.findings] == [
+        (Code.UNKNOWN_SPLIT, 1),
+        (Code.UNKNOWN_SPLIT, 2),
+    ]
+    assert '"north"' in dataset.findings[0].detail
+    assert len(dataset.train) == len(dataset.held_out) == 2
+
+
+def test_a_text_of_both_splits_leaks_and_two_ways_to_hold_out_are_refused(tmp_path: Path) -> None:
+    dataset = read_split(tmp_path, [*SPLIT_ROWS, SPLIT_ROWS[0] | {"split": "dev"}])
+    assert [one.code for one in dataset.findings] == [Code.LEAKAGE]
+    with pytest.raises(DataError, match="Keep one of them"):
+        read_split(tmp_path, SPLIT_ROWS, held_out=("held.jsonl",))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("split", ("train", "test"), "split"),
+        ("Subset", ("training", "validation"), "Subset"),
+        ("split", ("train", "train"), None),  # nothing is held out by it
+        ("split", ("train", "north"), None),
+        ("origin", ("train", "test"), None),
+    ],
+)
+def test_the_recipe_for_a_file_takes_its_split_column(
+    tmp_path: Path, column: str, values: tuple[str, str], expected: str | None
+) -> None:
+    file = tmp_path / "all.jsonl"
+    file.write_bytes(jsonl(*({"prompt": "p", "completion": "c", column: values[n % 2]} for n in range(4))))
+    write_recipe(str(file), tmp_path / "recipe.yaml", base="tiny", profile=None, name=None, force=False)
+    data = read_recipe(tmp_path / "recipe.yaml").data
+    assert data.split == expected

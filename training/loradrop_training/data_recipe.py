@@ -17,7 +17,7 @@ from loradrop.problems import printable
 from loradrop.profile import ProfileError, load_profile, shipped_profiles
 from loradrop_cli.exit_codes import ExitCode
 
-from .dataset import HELD_OUT_FILE, format_of
+from .dataset import HELD_OUT_NAME, format_of, is_held_out
 from .findings import Finding
 from .recipe import RecipeError, read_recipe
 from .records import READERS, data_files, read_records
@@ -30,6 +30,7 @@ EVALUATED = 200
 # Of tables without a format's own columns: what people call a question and an answer.
 QUESTIONS = ("prompt", "question", "query", "input", "text", "review", "sentence", "message", "content")
 ANSWERS = ("completion", "answer", "response", "output", "target", "label", "category", "class", "sentiment", "intent")
+SPLITS = ("split", "subset", "partition", "fold", "set")
 NAMES = {
     "chat": "chats (OpenAI's messages)",
     "conversations": "chats (ShareGPT's conversations)",
@@ -63,7 +64,7 @@ def recipe_for(
 ) -> DataRecipe:
     """The recipe to lie in `folder`. Raises RecipeError where the data cannot be had, or nothing in it says what it is."""
     files = data_files(data)
-    held_out = [file for file in files if len(files) > 1 and HELD_OUT_FILE.search(file.stem.lower())]
+    held_out = [file for file in files if len(files) > 1 and HELD_OUT_NAME.search(file.stem.lower())]
     findings: list[Finding] = []
     records = [record for file in files if file not in held_out for _, record in read_records(file, findings)]
     if not records:
@@ -105,10 +106,12 @@ def recipe_for(
         lines += [f"  prompt: {json.dumps(ask, ensure_ascii=False)}", f"  answer: {json.dumps(answer)}"]
         if labels:
             lines.append(f"  labels: {json.dumps(labels, ensure_ascii=False)} # all that the column holds")
-    if not held_out:
-        lines.append("  held_out_share: 0.1 # never trained on; by a hash of the text, so copies fall on one side")
-    else:
+    if held_out:
         lines.append(f"  # held out, by their names: {', '.join(one.name for one in held_out)}")
+    elif split := _split_column(records):
+        lines.append(f"  split: {json.dumps(split)} # the column that says what is held out")
+    else:
+        lines.append("  held_out_share: 0.1 # never trained on; by a hash of the text, so copies fall on one side")
     if is_chat:
         lines.append("  loss: all # every assistant turn of weight 1; last: the last one of each chat")
     lines += [
@@ -196,6 +199,14 @@ def _columns(records: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
     if question and answer:
         return question, answer
     return (names[0], names[1]) if len(names) == 2 and all(isinstance(records[0][one], str) for one in names) else None
+
+
+def _split_column(records: Sequence[dict[str, Any]]) -> str | None:
+    """The column, called split or the like, in which every row names one; with rows of both kinds."""
+    for name in (one for one in records[0] if one.strip().lower() in SPLITS):
+        if {is_held_out(record.get(name)) for record in records} == {True, False}:
+            return name
+    return None
 
 
 def _labels(records: Sequence[dict[str, Any]], column: str) -> tuple[str, ...]:

@@ -24,14 +24,16 @@ SECRET = re.compile(
     r"\b(?:sk-[\w-]{20,}|AKIA[0-9A-Z]{16}|ghp_\w{36}|xox[bp]-[\w-]{20,})|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 CARD = re.compile(r"(?<![\d-])\d(?:[ -]?\d){12,18}(?![\d-])")
-HELD_OUT_FILE = re.compile(r"(^|[^a-z])(test|valid|validation|val|dev|eval|held.?out)([^a-z]|$)")
+HELD_OUT_NAME = re.compile(r"(^|[^a-z])(test|valid|validation|val|dev|eval|held.?out)([^a-z]|$)")
+TRAIN_NAME = re.compile(r"(^|[^a-z])train(ing)?([^a-z]|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One example as text: the filled prompt, and the answer. Of a chat, `prompt` is all before its last answer, as text.
 
-    `previous` is what the model that is to be replaced answered, where the file records it.
+    `previous` is what the model that is to be replaced answered, where the file records it. `is_held_out` is what its own
+    column says, where the recipe names one.
     """
 
     prompt: str
@@ -39,6 +41,7 @@ class Row:
     place: Place
     chat: Chat | None = None
     previous: str | None = None
+    is_held_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,17 @@ def read_dataset(data: Data, special_tokens: Sequence[str] = ()) -> Dataset:
     Raises DataError where the recipe's settings do not fit the data, RecipeError where files cannot be had.
     """
     findings: list[Finding] = []
+    if data.split is not None and data.held_out:
+        raise DataError("data.split and data.held_out both say what is held out. Keep one of them.")
     train_files, held_out_files = _files(data)
     form = data.format if data.format != "auto" else "columns" if data.prompt is not None else _format_in(train_files)
     reader = _RowReader(data, form, tuple(one for one in special_tokens if one), findings)
     train = [row for file in train_files for row in reader.rows(file)]
     held_out = [row for file in held_out_files for row in reader.rows(file)]
-    if not held_out_files:
+    if data.split is not None:
+        rows = [*train, *held_out]
+        train, held_out = [one for one in rows if not one.is_held_out], [one for one in rows if one.is_held_out]
+    elif not held_out_files:
         train, held_out = _split(train, data.held_out_share)
     for name, rows in (("data.train", train), ("the held-out data", held_out)):
         if not rows:
@@ -76,13 +84,19 @@ def read_dataset(data: Data, special_tokens: Sequence[str] = ()) -> Dataset:
     return Dataset(tuple(train), tuple(held_out), tuple(findings), form)
 
 
+def is_held_out(split: object) -> bool | None:
+    """Whether rows of a split that is named so are never trained on; None if it is no name of a split."""
+    name = str(split).strip().lower()
+    return True if HELD_OUT_NAME.search(name) else False if TRAIN_NAME.search(name) else None
+
+
 def _files(data: Data) -> tuple[list[Path], list[Path]]:
     """Of training and held-out data. In a folder, files that are named test, validation or the like are held out."""
     train = [(file, Path(name) != file) for name in data.train for file in data_files(name)]
     held_out = [file for name in data.held_out for file in data_files(name)]
     if held_out:
         return [file for file, _ in train if file not in held_out], held_out
-    held_out = [file for file, in_folder in train if in_folder and HELD_OUT_FILE.search(file.stem.lower())]
+    held_out = [file for file, in_folder in train if in_folder and HELD_OUT_NAME.search(file.stem.lower())]
     if len(held_out) == len(train):  # whatever it is called, it is all there is
         held_out = []
     return [file for file, _ in train if file not in held_out], held_out
@@ -161,6 +175,10 @@ class _RowReader:
         previous = record.get(self._data.previous) if self._data.previous else None
         if self._data.previous and not isinstance(previous, str):
             find(Code.MISSING_COLUMN, f"column {self._data.previous!r}, which data.previous names")
+        of_split = is_held_out(record.get(self._data.split)) if self._data.split else False
+        if of_split is None:
+            found = json.dumps(record.get(self._data.split or ""))[:60]
+            find(Code.UNKNOWN_SPLIT, f"column {self._data.split!r}, which data.split names, holds {found}")
         if self._template is None or isinstance(record.get("prompt"), list):
             row = self._chat(record, place, find)
         else:
@@ -168,7 +186,7 @@ class _RowReader:
         # A row that lacks a text has a fatal finding, and is not used.
         if row is None or any(one.is_fatal for one in self._findings[before:]):
             return None
-        return Row(row.prompt, row.answer, place, row.chat, previous)
+        return Row(row.prompt, row.answer, place, row.chat, previous, bool(of_split))
 
     def _chat(self, record: dict[str, Any], place: Place, find: Find) -> Row | None:
         if isinstance(record.get("prompt"), list):  # trl's conversational prompt and completion
@@ -273,10 +291,10 @@ def _same(text: str) -> str:
 def _split(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
     """By a hash of the text: copies fall on one side, and more data moves nothing that was there."""
 
-    def is_held_out(row: Row) -> bool:
+    def is_chosen(row: Row) -> bool:
         return int.from_bytes(hashlib.sha256(_same(row.prompt).encode()).digest()[:8], "big") < share * 2**64
 
-    return [row for row in rows if not is_held_out(row)], [row for row in rows if is_held_out(row)]
+    return [row for row in rows if not is_chosen(row)], [row for row in rows if is_chosen(row)]
 
 
 def _repeats(rows: Iterable[Row]) -> Iterator[Finding]:

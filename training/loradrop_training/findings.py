@@ -17,6 +17,7 @@ class Code(StrEnum):
     NOT_UTF8 = "the line is not UTF-8"
     NOT_A_RECORD = "the line is not a record"
     MISSING_COLUMN = "a column is missing, or holds no text"
+    UNKNOWN_SPLIT = "the row's split is neither train nor one that is held out, such as test or validation"
     EMPTY_TEXT = "a text is empty"
     UNKNOWN_LABEL = "the label is none of the recipe's"
     NOT_A_CHAT = "the chat is not a list of messages with a role and content each"

@@ -66,6 +66,10 @@ class Data:
         "`held_out_share` of `train`",
         (),
     )
+    split: str | None = key(
+        "the column that says which split a row is of: `train` is trained on; `test`, `validation` and the like are held out",
+        None,
+    )
     held_out_share: float = key("share of `train` that is held out where nothing else is", 0.1, low=0.01, high=0.5)
     labels: tuple[str, ...] | None = key(
         "the answers there are, where the answer is a label; without it the answer is free text", None, low=2
