@@ -99,6 +99,12 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
         ExitCode.FAILED: "some could not be repaired, or not finished before --timeout",
         **_OPERATING,
     },
+    "teardown": {
+        ExitCode.DONE: "the stack is gone",
+        ExitCode.FAILED: "something could not be deleted, or not before --timeout; what is gone stays gone",
+        **_OPERATING,
+        ExitCode.UNUSABLE: "wrong usage, no such stack, or AWS refused or could not be reached",
+    },
     "profile": {ExitCode.DONE: "the profile is written", **_READING},
     "codes": {ExitCode.DONE: "done", ExitCode.UNUSABLE: "wrong usage"},
 }

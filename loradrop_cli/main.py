@@ -290,6 +290,17 @@ def _add_life(command: Any) -> None:
     _add_timeout(reconcile)
     _add_operated(reconcile, "changes", "reconcile")
 
+    teardown = command(
+        "teardown",
+        "delete the stack and everything that it made",
+        "Deletes the stack's adapter components, then the stack with its endpoint and base. What others made stays.\n"
+        "The buckets and the registry stay too, unless --data is given.",
+    )
+    teardown.add_argument("--data", action="store_true", help="delete adapters, releases and history as well, for good")
+    teardown.add_argument("--yes", action="store_true", help="no confirmation question")
+    _add_timeout(teardown)
+    _add_operated(teardown, "teardown", "teardown")
+
 
 def _add_operated(parser: argparse.ArgumentParser, module: str, function: str) -> None:
     _add_stack(parser)
