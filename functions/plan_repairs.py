@@ -42,12 +42,14 @@ def handler(event: dict[str, Any], context: "LambdaContext") -> dict[str, Any]:
     logger.info("repairs planned", examined=plan.examined, counts=plan.counts, dry_run=scope.dry_run)
     for repair, count in plan.counts.items():
         metrics.add_metric(name=f"Repair{repair.capitalize()}", unit="Count", value=count)
+    is_base_in_service = components.is_in_service(base)
+    metrics.add_metric(name="BaseInService", unit="Count", value=int(is_base_in_service))
     answer = {
         "repairs": plan.repairs,
         "examined": plan.examined,
         "counts": plan.counts,
         "dry_run": scope.dry_run,
-        "base_in_service": components.is_in_service(base),
+        "base_in_service": is_base_in_service,
     }
     return answer | ({"next": last} if last else {})
 
@@ -92,6 +94,10 @@ def _whole_plan(scope: Scope, after: str, context: "LambdaContext") -> tuple[Pla
         is_late = context.get_remaining_time_in_millis() < RESERVE_MILLISECONDS
         if (plan.is_full or is_late) and name != names[-1]:
             return plan, name
+    metrics.add_metric(name="Components", unit="Count", value=len(statuses))
+    live = sum(1 for state in states.values() if state.live is not None)
+    metrics.add_metric(name="LiveAdapters", unit="Count", value=live)
+    metrics.add_metric(name="WaitingForRoom", unit="Count", value=len(plan.retries))
     plan.keep_retries(standing=len(statuses))
     _add_orphans(plan, states, summaries, now)
     return plan, None

@@ -1,5 +1,6 @@
 """ReportOutcome: write the outcome into the registry, then report what stands there, to everybody."""
 
+import contextlib
 import json
 import random
 import time
@@ -12,7 +13,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from aws.faults import OutcomeNotReported, RegistryContended, ReportContended, error_code, is_object_gone
 from aws.registry import Registry
-from aws.runtime import CLIENT_CONFIG, logger, metrics, setting
+from aws.runtime import CLIENT_CONFIG, count_by, logger, metrics, setting
 from loradrop.deployment import Deployment, Upload
 from loradrop.lifecycle import Outcome, UploadRecord
 from loradrop.names import report_key
@@ -27,6 +28,7 @@ events = boto3.client("events", config=CLIENT_CONFIG)
 sns = boto3.client("sns", config=CLIENT_CONFIG)
 registry = Registry(boto3.client("dynamodb", config=CLIENT_CONFIG), setting("REGISTRY_TABLE"))
 topic_arn = setting("TOPIC_ARN")
+tenants = frozenset(one.strip() for one in setting("TENANTS").split(",") if one.strip())
 
 MAX_SUBJECT_CHARACTERS = 99
 # S3 allows ten tags; they are the uploader's first.
@@ -65,9 +67,24 @@ def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
         "report": f"s3://{upload.bucket}/{report_key(upload.key)}",
     }
     _report_all(upload, record, summary)
-    metrics.add_metric(name=f"Adapter{str(record.outcome).capitalize()}", unit="Count", value=1)
+    _count(upload, record, deployment)
     logger.info("outcome reported", adapter=upload.adapter, outcome=record.outcome, version_id=upload.version_id)
     return summary
+
+
+def _count(upload: Upload, record: UploadRecord, deployment: Deployment) -> None:
+    """The metrics of the dashboard. Each value of a dimension is a metric that is paid for: there are few of them."""
+    name = f"Adapter{str(record.outcome).capitalize()}"
+    metrics.add_metric(name=name, unit="Count", value=1)
+    if record.promoted and record.since and upload.uploaded_at:
+        with contextlib.suppress(ValueError, TypeError):  # an event that somebody wrote by hand has any time
+            began, since = (datetime.fromisoformat(one) for one in (upload.uploaded_at, record.since))
+            metrics.add_metric(name="SecondsToLive", unit="Seconds", value=max(0.0, (since - began).total_seconds()))
+    for code in sorted({problem["code"] for problem in (deployment.validation or {}).get("problems", ())}):
+        count_by("Problem", "code", code)
+    if tenants:
+        tenant = upload.adapter.partition("/")[0]
+        count_by(name, "tenant", tenant if tenant in tenants else "other")
 
 
 def _finish(deployment: Deployment) -> UploadRecord | None:

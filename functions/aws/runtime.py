@@ -2,7 +2,8 @@
 
 import os
 
-from aws_lambda_powertools import Logger, Metrics
+from aws_lambda_powertools import Logger, Metrics, single_metric
+from aws_lambda_powertools.metrics import MetricUnit
 from botocore.config import Config
 
 # Named by the template: POWERTOOLS_SERVICE_NAME, POWERTOOLS_METRICS_NAMESPACE.
@@ -22,3 +23,10 @@ COPY_CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 2}, conn
 def setting(name: str) -> str:
     """A setting that the template gives this function. Raises KeyError if the template forgot it."""
     return os.environ[name]
+
+
+def count_by(name: str, dimension: str, value: str) -> None:
+    """Counts one of the metric with a dimension beside the service."""
+    service = {"service": setting("POWERTOOLS_SERVICE_NAME")}
+    with single_metric(name=name, unit=MetricUnit.Count, value=1, default_dimensions=service) as metric:
+        metric.add_dimension(name=dimension, value=value)

@@ -45,6 +45,7 @@ SETTINGS = {
     "IN_SERVICE_DEADLINE_SECONDS": "60",
     "GRACE_PERIOD_SECONDS": str(GRACE_SECONDS),
     "TOPIC_ARN": "topic",
+    "TENANTS": "",
 }
 # ValidateAdapter and SmokeTestAdapter are modelled: they write nothing that others' decisions read.
 HANDLERS = {
@@ -178,9 +179,9 @@ def _load() -> tuple[dict[str, Any], Any]:
         for method in REGISTRY_METHODS:
             setattr(Stepped, method, _stepped(method))
         real, registry.Registry = registry.Registry, Stepped
-        importlib.import_module("aws.runtime").metrics = types.SimpleNamespace(
-            log_metrics=lambda function: function, add_metric=lambda **_: None
-        )
+        runtime = importlib.import_module("aws.runtime")
+        runtime.metrics = types.SimpleNamespace(log_metrics=lambda function: function, add_metric=lambda **_: None)
+        runtime.count_by = lambda *_: None
         handlers = {}
         for state, name in HANDLERS.items():
             module = importlib.import_module(name)

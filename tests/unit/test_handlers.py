@@ -468,6 +468,35 @@ class TestReportOutcome:
         got = stack.s3.get_object_tagging(Bucket="uploads", Key=upload["key"], VersionId=upload["version_id"])
         return {tag["Key"]: tag["Value"] for tag in got["TagSet"]}
 
+    def metrics(self, capsys: pytest.CaptureFixture[str]) -> set[tuple[str, str]]:
+        """What was written in embedded metric format: (metric, its dimension beside the service)."""
+        found = set()
+        for line in capsys.readouterr().out.splitlines():
+            document = json.loads(line)
+            for directive in document.get("_aws", {}).get("CloudWatchMetrics", []):
+                assert directive["Namespace"] == "loradrop"
+                assert document["service"] == "loradrop"
+                [dimensions] = directive["Dimensions"]
+                [other] = {document[name] for name in dimensions if name != "service"} or {""}
+                found |= {(one["Name"], other) for one in directive["Metrics"]}
+        return found
+
+    def test_outcomes_are_counted_by_code_and_by_the_tenants_that_are_named(
+        self, stack: Resources, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rejected = self.rejected(stack)
+        capsys.readouterr()
+        rejected.run("report_outcome")
+        assert self.metrics(capsys) == {
+            ("AdapterRejected", ""),
+            ("AdapterRejected", "acme"),
+            ("Problem", "WRAPPING_FOLDER"),
+        }
+        live = deployed(stack, good_tarball(), adapter="nobody/x")
+        capsys.readouterr()
+        live.run("report_outcome")
+        assert self.metrics(capsys) == {("AdapterDeployed", ""), ("AdapterDeployed", "other"), ("SecondsToLive", "")}
+
     def test_everybody_hears_of_a_rejection(self, stack: Resources) -> None:
         attempt = self.rejected(stack)
         summary = attempt.run("report_outcome")

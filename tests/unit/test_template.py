@@ -1,12 +1,17 @@
 """What cfn-lint cannot know of the template: that parts of it agree with each other and with the code."""
 
+import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import loradrop
+from loradrop.lifecycle import Outcome
 from loradrop.profile import DEFAULT_ENGINE_VERSION, load_profile
+from loradrop.reconcile import Repair
 from tests.template import TEMPLATE, Intrinsic, statements_of
 
 PARAMETERS: dict[str, Any] = TEMPLATE["Parameters"]
@@ -99,3 +104,71 @@ def test_every_environment_of_samconfig_says_where_it_deploys() -> None:
     for environment in ("local", "dev", "prod"):
         overrides = config[environment]["deploy"]["parameters"]["parameter_overrides"]
         assert {pair.partition("=")[0] for pair in overrides.split()} <= PARAMETERS.keys()
+
+
+# The dashboard and its alarms
+
+HANDLERS = Path(loradrop.__file__).parents[1].glob("*.py")
+ALARMS = {name for name, one in RESOURCES.items() if one["Type"] == "AWS::CloudWatch::Alarm"}
+# What the functions write; Adapter… and Repair… by outcome and by repair.
+OWN_METRICS = {
+    *(f"Adapter{outcome.capitalize()}" for outcome in Outcome),
+    *(f"Repair{repair.capitalize()}" for repair in Repair),
+    *re.findall(r'(?:add_metric\(\s*name=|count_by\()"(\w+)"', "".join(one.read_text() for one in HANDLERS)),
+}
+# https://docs.aws.amazon.com/sagemaker/latest/dg/monitoring-cloudwatch.html and Step Functions' page on CloudWatch
+AWS_METRICS = {
+    "AWS/SageMaker": {"Invocations", "Invocation4XXErrors", "Invocation5XXErrors", "ModelLatency"},
+    "/aws/sagemaker/InferenceComponents": {
+        "GPUUtilizationNormalized",
+        "GPUMemoryUtilizationNormalized",
+        "MemoryUtilizationNormalized",
+    },
+    "AWS/States": {"ExecutionsStarted", "ExecutionsFailed", "ExecutionsTimedOut"},
+    "AWS/SQS": {"ApproximateNumberOfMessagesVisible"},
+    "loradrop": OWN_METRICS,
+}
+# https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/CloudWatch-Dashboard-Body-Structure.html
+WIDGET_PROPERTIES = {
+    "text": {"markdown"},
+    "alarm": {"title", "alarms"},
+    "metric": {"title", "region", "view", "stat", "period", "metrics", "stacked", "yAxis"},
+}
+
+
+def widgets() -> list[dict[str, Any]]:
+    text, names = RESOURCES["Dashboard"]["Properties"]["DashboardBody"].value
+    for name in re.findall(r"\$\{([\w:.]+)\}", text):
+        resource = name.partition(".")[0]
+        assert name in names or resource in RESOURCES or name.startswith("AWS::"), name
+    found: list[dict[str, Any]] = json.loads(text)["widgets"]
+    return found
+
+
+def test_the_dashboard_is_whole_and_shows_what_is_written() -> None:
+    taken: set[tuple[int, int]] = set()
+    for widget in widgets():
+        assert widget["properties"].keys() <= WIDGET_PROPERTIES[widget["type"]]
+        cells = {
+            (widget["x"] + column, widget["y"] + row)
+            for column in range(widget["width"])
+            for row in range(widget["height"])
+        }
+        assert max(column for column, _ in cells) < 24
+        assert not cells & taken, f"{widget['properties'].get('title')} lies on another"
+        taken |= cells
+        for namespace, metric, *_ in (one for one in widget["properties"].get("metrics", []) if len(one) > 1):
+            assert metric in AWS_METRICS[namespace], metric
+        for metric in re.findall(r'MetricName="(\w+)"', str(widget).replace('\\"', '"')):
+            assert metric in AWS_METRICS["AWS/SageMaker"] | {"Problem"}
+    assert len(taken) == 24 * (1 + max(row for _, row in taken)), "no gaps"
+    [shown] = [widget["properties"]["alarms"] for widget in widgets() if widget["type"] == "alarm"]
+    assert {one.removeprefix("${").removesuffix(".Arn}") for one in shown} == ALARMS
+
+
+@pytest.mark.parametrize("name", sorted(ALARMS))
+def test_an_alarm_is_on_a_metric_that_is_written_reaches_the_topic_and_has_a_line_in_the_runbook(name: str) -> None:
+    alarm = RESOURCES[name]["Properties"]
+    assert alarm["MetricName"] in AWS_METRICS[alarm["Namespace"]]
+    assert alarm["AlarmActions"] == [Intrinsic("Ref", "NotificationTopic")]
+    assert f"| `{name}` |" in Path("docs/operations.md").read_text()
