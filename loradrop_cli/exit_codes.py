@@ -105,6 +105,7 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
         **_OPERATING,
         ExitCode.UNUSABLE: "wrong usage, no such stack, or AWS refused or could not be reached",
     },
+    "plan": {ExitCode.DONE: "it fits", ExitCode.REJECTED: "something does not fit", **_READING},
     "profile": {ExitCode.DONE: "the profile is written", **_READING},
     "codes": {ExitCode.DONE: "done", ExitCode.UNUSABLE: "wrong usage"},
 }

@@ -27,6 +27,7 @@ from loradrop.validation_report import ValidationReport
 from loradrop.validator import ADAPTER_FILES
 from loradrop_training.arguments import DESCRIPTION, RECIPE_DESCRIPTION, add_arguments, add_recipe_arguments
 
+from .capacity import DEFAULT_HOURLY_PRICE, DEFAULT_INSTANCE, INSTANCES, plan
 from .exit_codes import ExitCode, exit_codes_help
 from .tables import code_document, code_lines, print_report
 from .terminal import CommandError, Progress, megabytes, safe, safe_text
@@ -203,6 +204,14 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_life(command)
 
+    sizing = command(
+        "plan",
+        "say how many adapters fit where, how long requests wait, and what it costs",
+        "Computes from the base's dimensions what fits on the GPU, in host memory and on the disk, which share of the\n"
+        "requests finds its adapter in each, and the cost for each adapter. Reads nothing from AWS.",
+    )
+    _add_plan(sizing)
+
     profile = command("profile", "make the profile of another base model")
     profile.add_argument(
         "config", metavar="CONFIG_JSON_OR_DIR", type=Path, help="Hugging Face model folder, or its config.json"
@@ -302,6 +311,41 @@ def _add_life(command: Any) -> None:
     _add_operated(teardown, "teardown", "teardown")
 
 
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapters", metavar="N", type=_count, required=True, help="how many adapters")
+    parser.add_argument("--rank", metavar="N", type=_count, default=16, help="their rank (default: %(default)s)")
+    parser.add_argument(
+        "--base", metavar="PROFILE", default=DEFAULT_PROFILE, help="base profile, or a file (default: %(default)s)"
+    )
+    parser.add_argument("--max-rank", metavar="N", type=_count, help="the stack's MaxLoraRank (default: the profile's)")
+    parser.add_argument("--max-loras", metavar="N", type=_count, default=8, help="MaxLoras (default: %(default)s)")
+    parser.add_argument(
+        "--max-cpu-loras", metavar="N", type=_count, default=32, help="MaxCpuLoras (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-model-length", metavar="N", type=_count, default=8192, help="MaxModelLength (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--skew",
+        metavar="S",
+        type=_amount,
+        default=1.0,
+        help="adapter k is asked for in proportion to 1 / k^S; 0 is all alike (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--instance", choices=INSTANCES, default=DEFAULT_INSTANCE, help="instance type (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--hourly-price",
+        metavar="DOLLARS",
+        type=_amount,
+        default=DEFAULT_HOURLY_PRICE,
+        help=f"of the instance in your region (default: %(default)s, of {DEFAULT_INSTANCE}, by third parties)",
+    )
+    parser.add_argument("--json", action="store_true", help="result as JSON")
+    parser.set_defaults(run=plan)
+
+
 def _add_operated(parser: argparse.ArgumentParser, module: str, function: str) -> None:
     _add_stack(parser)
     parser.add_argument("--json", action="store_true", help="result as JSON")
@@ -312,7 +356,7 @@ def _add_timeout(parser: argparse.ArgumentParser, seconds: int = MAX_DEPLOYMENT_
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=_amount,
         default=seconds,
         help="time limit for the wait (default: %(default)s)",
     )
@@ -350,11 +394,11 @@ def _add_output(parser: argparse.ArgumentParser, metavar: str, what: str) -> Non
     parser.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
-def _seconds(text: str) -> float:
+def _amount(text: str) -> float:
     with contextlib.suppress(ValueError):
-        if (seconds := float(text)) >= 0:  # nan is not: it would never be over
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        if (amount := float(text)) >= 0:  # nan is not: a time limit would never be over
+            return amount
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
 
 
 def _problem_code(text: str) -> ProblemCode:

@@ -239,8 +239,8 @@ def test_a_tarball_above_the_stacks_limit_is_not_uploaded(
         (["README.md", "--stack", "none"], "There is no stack 'none' in us-east-1"),
         (["README.md", "--base", "llama-9"], "There is no profile"),
         (["README.md", f"{ESCAPE}[31m"], "unrecognized arguments"),
-        (["README.md", "--timeout", "nan"], "'nan' is not a number of seconds"),
-        (["README.md", "--timeout", "soon"], "'soon' is not a number of seconds"),
+        (["README.md", "--timeout", "nan"], "'nan' is not a number of at least 0"),
+        (["README.md", "--timeout", "soon"], "'soon' is not a number of at least 0"),
         (["README.md", "--na", "acme"], "unrecognized arguments"),
     ],
 )
