@@ -122,6 +122,7 @@ CONDITIONS: dict[str, Callable[[Known, Known], bool]] = {
     ),
     "$exists($deployment.release)": lambda d, r: "release" in d,
     "$exists($deployment.superseded)": lambda d, r: "superseded" in d,
+    "$exists($deployment.turn.wait_seconds)": lambda d, r: "wait_seconds" in d.get("turn", {}),
     "$exists($deployment.promotion)": lambda d, r: "promotion" in d,
     "$deployment.validation.accepted": lambda d, r: d["validation"]["accepted"],
     "$deployment.component.status = 'InService'": lambda d, r: d["component"]["status"] == "InService",

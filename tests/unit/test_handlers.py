@@ -9,8 +9,9 @@ import pytest
 
 from local.hosting import behaving
 from loradrop.deployment import MAX_RECORD_BYTES, record_bytes
+from loradrop.registry_reader import RegistryReader
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
-from tests.unit.conftest import BASE, CONTEXT, ENDPOINT, STACK_ID, Resources, s3_event
+from tests.unit.conftest import BASE, CONTEXT, ENDPOINT, STACK_ID, TABLE, Resources, s3_event
 
 
 class Attempt:
@@ -241,19 +242,38 @@ class TestCreateComponent:
         assert back.record["component"]["taken_over"] is False
         assert back.component == stack.live() != first.component
 
-    @pytest.mark.parametrize(
-        ("behaviour", "fault"),
-        [({"creates_per_second": 0.001}, "Throttled"), ({"components_per_endpoint": 1}, "EndpointFull")],
-    )
-    def test_what_waiting_can_fix_has_its_own_name(self, stack: Resources, behaviour: Any, fault: str) -> None:
+    def test_a_full_endpoint_has_its_own_name(self, stack: Resources) -> None:
         deployed(stack, good_tarball(seed=1), adapter="first")
         attempt = released(stack, good_tarball())
-        with behaving(**behaviour):
-            if "creates_per_second" in behaviour:  # the first create after a change of rate is still allowed
-                deployed(stack, good_tarball(seed=2), adapter="second")
-            with pytest.raises(Exception, match=r"Rate exceeded|quota") as caught:
+        with behaving(components_per_endpoint=1), pytest.raises(Exception, match="quota") as caught:
+            attempt.run("create_component")
+        assert type(caught.value).__name__ == "EndpointFull"
+
+    def test_a_throttled_create_waits_for_another_turn_and_others_behind_it(self, stack: Resources) -> None:
+        attempt, other = released(stack, good_tarball()), released(stack, good_tarball(), adapter="other")
+        with behaving(creates_per_second=0.001):  # the first create after a change of rate is still allowed
+            deployed(stack, good_tarball(seed=2), adapter="second")
+            before = RegistryReader(stack.dynamodb, TABLE).line(ENDPOINT)
+            turn = attempt.run("create_component")["turn"]
+            assert (turn["wait_seconds"], turn["throttles"]) == (1, 1)
+            assert "component" not in attempt.record
+            after = RegistryReader(stack.dynamodb, TABLE).line(ENDPOINT)
+            assert after.rate < before.rate
+            other.run("create_component")
+            assert other.record["turn"]["ticket"] > turn["ticket"]
+        attempt.run("create_component")
+        assert attempt.component in stack.adapter_components()
+        assert "wait_seconds" not in attempt.record["turn"]
+
+    def test_a_create_that_is_throttled_for_ever_is_a_fault(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        with behaving(creates_per_second=0.001):
+            deployed(stack, good_tarball(seed=2), adapter="second")
+            attempt.run("create_component")
+            attempt.record["turn"] = {"ticket": 0, "throttles": 30}
+            with pytest.raises(Exception, match="Rate exceeded") as caught:
                 attempt.run("create_component")
-        assert type(caught.value).__name__ == fault
+        assert type(caught.value).__name__ == "Throttled"
 
     def test_a_base_that_is_gone_is_refused_in_words(self, stack: Resources) -> None:
         attempt = released(stack, good_tarball())
