@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import boto3
 
 from aws import components
-from aws.faults import ComponentFailed, ComponentLost, ComponentRefused, Throttled
+from aws.faults import ComponentFailed, ComponentLost, ComponentRefused, EndpointFull, Throttled
 from aws.registry import Registry
+from aws.room import make_room
 from aws.runtime import CLIENT_CONFIG, logger, setting
 from aws.turns import Turns
 from loradrop.deployment import Deployment, Placement, Release, Supersession, Turn
@@ -34,7 +35,7 @@ MAX_THROTTLES = 30
 def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
     """{deployment} → the deployment with its component, or superseded, or with a turn that has yet to come.
 
-    Raises Throttled, EndpointFull, BaseUpdating, ComponentLost, ComponentFailed, ComponentRefused, RegistryContended.
+    Raises Throttled, EndpointFull, RoomBeingMade, BaseUpdating, ComponentLost, ComponentFailed, ComponentRefused, RegistryContended.
     """
     deployment = Deployment.from_dict(event["deployment"])
     upload, release = deployment.begun, deployment.release
@@ -65,6 +66,8 @@ def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
             if deployment.turn is None or deployment.turn.throttles >= MAX_THROTTLES:
                 raise
             return _after_a_throttle(deployment, deployment.turn)
+        except EndpointFull as full:
+            make_room(registry, endpoint, full)
     else:
         _check_own(use.name, release, found)
     logger.info("component made", adapter=upload.adapter, component=use.name, taken_over=use.taken_over)
@@ -83,7 +86,7 @@ def _is_waiting(deployment: Deployment) -> bool:
 def _after_a_throttle(deployment: Deployment, turn: Turn) -> dict[str, Any]:
     """Not a fault: the line is longer than it looked. The next turn is waited for in the state machine."""
     moved = turns.move_back(turn)
-    return deployment.having(turn=replace(moved, wait_seconds=moved.wait_seconds or 1)).to_dict()
+    return deployment.having(turn=replace(moved, wait_seconds=moved.wait_seconds or 1, is_queued=True)).to_dict()
 
 
 def _use(deployment: Deployment, release: Release) -> Use:

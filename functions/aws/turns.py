@@ -46,7 +46,10 @@ class Turns:
                 break
             time.sleep(seconds)
         return replace(
-            turn, before=turns.before(line, turn.ticket, now), wait_seconds=max(1, int(seconds - MAX_SLEEP_SECONDS / 2))
+            turn,
+            before=turns.before(line, turn.ticket, now),
+            wait_seconds=max(1, int(seconds - MAX_SLEEP_SECONDS / 2)),
+            is_queued=True,
         )
 
     def move_back(self, turn: Turn) -> Turn:

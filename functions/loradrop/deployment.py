@@ -135,11 +135,15 @@ class Placement(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Turn(_Record):
-    """A place in the line of creates. `wait_seconds` stands until the turn has come, with how many are `before` it."""
+    """A place in the line of creates. `wait_seconds` stands until the turn has come, with how many are `before` it.
+
+    `is_queued`: the state machine waited for it.
+    """
 
     ticket: int
     before: int = 0
     wait_seconds: int | None = None
+    is_queued: bool = False
     throttles: int = 0
 
 

@@ -45,6 +45,7 @@ SETTINGS = {
     "IN_SERVICE_DEADLINE_SECONDS": "60",
     "GRACE_PERIOD_SECONDS": str(GRACE_SECONDS),
     "CREATES_PER_SECOND": "2",
+    "WATCHED_SECONDS": "0",
     "TOPIC_ARN": "topic",
 }
 # ValidateAdapter and SmokeTestAdapter are modelled: they write nothing that others' decisions read.

@@ -953,7 +953,7 @@ class Model:
             return
         order = order_of(sequencer(w.uploads[current][2]))
         outcome = records.get((name, order), {}).get("outcome", "no outcome")
-        if outcome not in (Outcome.FAILED, Outcome.REJECTED):
+        if outcome not in (Outcome.FAILED, Outcome.WAITING, Outcome.REJECTED):
             yield f"I2 the newest upload is not live; it was reported {outcome}"
         if self.is_deleted_from:
             return  # what was superseded may have been so by a deletion

@@ -32,6 +32,7 @@ os.environ |= {
     "IN_SERVICE_DEADLINE_SECONDS": "60",
     "GRACE_PERIOD_SECONDS": "100",
     "CREATES_PER_SECOND": "1000",
+    "WATCHED_SECONDS": "1",
     "STACK_ID": STACK_ID,
     "UPLOAD_BUCKET": "uploads",
     "DEPLOY_ADAPTER_ARN": f"arn:aws:states:{REGION}:123456789012:stateMachine:DeployAdapter",

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from typing import Any
 
 import boto3
@@ -249,6 +250,37 @@ class TestCreateComponent:
             attempt.run("create_component")
         assert type(caught.value).__name__ == "EndpointFull"
 
+    def test_on_a_full_endpoint_the_oldest_standby_makes_room_once_no_client_can_hold_it(
+        self, stack: Resources
+    ) -> None:
+        young = [deployed(stack, good_tarball(seed=seed), f"arn:{seed}", adapter="young") for seed in (1, 2)]
+        old = [deployed(stack, good_tarball(seed=seed), f"arn:{seed}", adapter="old") for seed in (3, 4)]
+        attempt = released(stack, good_tarball())
+        with behaving(components_per_endpoint=1):
+            fault = self.fault_of(attempt)
+            assert fault == "EndpointFull", "clients may hold both standbys"
+            self.replaced_seconds_ago(stack, "young", young[0].component, 70)
+            self.replaced_seconds_ago(stack, "old", old[0].component, 80)
+            assert self.fault_of(attempt) == "RoomBeingMade"
+            assert old[0].component not in stack.adapter_components()
+            assert young[0].component in stack.adapter_components()
+        attempt.run("create_component")
+        assert {attempt.component, young[1].component, old[1].component} <= set(stack.adapter_components())
+
+    def fault_of(self, attempt: Attempt) -> str:
+        with pytest.raises(Exception, match="quota") as caught:
+            attempt.run("create_component")
+        return type(caught.value).__name__
+
+    def replaced_seconds_ago(self, stack: Resources, adapter: str, component: str, seconds: int) -> None:
+        stack.dynamodb.update_item(
+            TableName=TABLE,
+            Key={"adapter": {"S": adapter}, "record": {"S": "state"}},
+            UpdateExpression="SET components.#name.replaced_at = :at",
+            ExpressionAttributeNames={"#name": component},
+            ExpressionAttributeValues={":at": {"N": str(int(time.time()) - seconds)}},
+        )
+
     def test_a_throttled_create_waits_for_another_turn_and_others_behind_it(self, stack: Resources) -> None:
         attempt, other = released(stack, good_tarball()), released(stack, good_tarball(), adapter="other")
         with behaving(creates_per_second=0.001):  # the first create after a change of rate is still allowed
@@ -298,6 +330,16 @@ class TestWaitForInService:
             with pytest.raises(Exception, match=r"still Creating after 6[0-2] s; the deadline is 60 s") as caught:
                 self.polled(attempt, 10)
             assert type(caught.value).__name__ == "ComponentNotInServiceInTime"
+
+    def test_what_is_quick_is_watched_and_a_queue_is_not(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        with behaving(seconds_to_in_service=0.3):
+            attempt.run("create_component")
+            attempt.record["turn"]["is_queued"] = True
+            assert self.polled(attempt, 0)["status"] == "Creating"
+            attempt.record["turn"]["is_queued"] = False
+            attempt.record["component"]["since"] = int(time.time()) + 1
+            assert self.polled(attempt, 0)["status"] == "InService"
 
     def test_failed_ends_at_once_with_the_reason(self, stack: Resources) -> None:
         attempt = released(stack, good_tarball())

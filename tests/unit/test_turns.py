@@ -9,7 +9,6 @@ import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from moto import mock_aws
 
 from aws.turns import Turns
 from loradrop.deployment import Turn
@@ -28,7 +27,7 @@ from loradrop.turns import (
     turn_at,
     waiting,
 )
-from tests.unit.conftest import TABLE, client, registry_table
+from tests.unit.conftest import TABLE, Resources
 
 MOST = 2.0
 
@@ -120,11 +119,8 @@ def test_whatever_happens_the_order_stays_and_no_turn_comes_earlier_than_the_rat
 
 
 @pytest.fixture
-def registry() -> Any:
-    with mock_aws():
-        dynamodb = client("dynamodb")
-        dynamodb.create_table(TableName=TABLE, BillingMode="PAY_PER_REQUEST", **registry_table())
-        yield dynamodb
+def registry(stack: Resources) -> Any:
+    return stack.dynamodb
 
 
 def turns(registry: Any, most: float) -> Turns:
