@@ -1,11 +1,12 @@
 """PlanRepairs: look at bucket, registry, endpoint and executions, and say which adapters need which repair."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from aws import components, fleet
 from aws.runtime import logger, metrics, setting
-from loradrop.lifecycle import AdapterState
+from loradrop.lifecycle import AdapterState, early_standbys
 from loradrop.names import AdapterNameInvalidError, adapter_name, nameless_adapter
 from loradrop.reconcile import Adapter, Fleet, Plan, Repair, Scope, Wanted, is_history_needed, is_orphan, wanted
 
@@ -35,7 +36,7 @@ def handler(event: dict[str, Any], context: "LambdaContext") -> dict[str, Any]:
         plan = Plan(MAX_REPAIRS, examined=1)
         plan.add(scope.adapter, wanted(adapter, of_adapter, is_patient=not scope.is_by_hand), removed_by=scope.order)
         if plan.retries:
-            plan.keep_retries(standing=sum(1 for _ in components.on_endpoint(endpoint)))
+            plan.keep_retries(standing=_standing(_statuses(components.on_endpoint(endpoint)), ()))
         last = None
     else:
         plan, last = _whole_plan(scope, event.get("after") or "", context)
@@ -80,7 +81,7 @@ def _whole_plan(scope: Scope, after: str, context: "LambdaContext") -> tuple[Pla
     states, unreported = fleet.all_states(), fleet.all_open()
     current = fleet.all_current()
     summaries = list(components.on_endpoint(endpoint))
-    statuses = {one["InferenceComponentName"]: one.get("InferenceComponentStatus", "Creating") for one in summaries}
+    statuses = _statuses(summaries)
     now = fleet.fleet(statuses, fleet.all_running())
     plan = Plan(MAX_REPAIRS)
     names = [name for name in sorted({*states, *unreported, *current}) if name > after]
@@ -98,9 +99,19 @@ def _whole_plan(scope: Scope, after: str, context: "LambdaContext") -> tuple[Pla
     live = sum(1 for state in states.values() if state.live is not None)
     metrics.add_metric(name="LiveAdapters", unit="Count", value=live)
     metrics.add_metric(name="WaitingForRoom", unit="Count", value=len(plan.retries))
-    plan.keep_retries(standing=len(statuses))
+    may_go = early_standbys(states.items(), endpoint, now.now)
+    plan.keep_retries(standing=_standing(statuses, (name for _, name in may_go)))
     _add_orphans(plan, states, summaries, now)
     return plan, None
+
+
+def _statuses(summaries: Iterable[Any]) -> dict[str, str]:
+    return {one["InferenceComponentName"]: one.get("InferenceComponentStatus", "Creating") for one in summaries}
+
+
+def _standing(statuses: Mapping[str, str], may_go: Iterable[str]) -> int:
+    """How many components stand on the endpoint, without those that a create may delete to make room."""
+    return len({name for name, status in statuses.items() if status != "Deleting"} - set(may_go))
 
 
 def _add_orphans(plan: Plan, states: dict[str, AdapterState], summaries: list[Any], now: Fleet) -> None:

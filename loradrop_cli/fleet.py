@@ -15,6 +15,7 @@ from botocore.exceptions import ClientError
 
 from loradrop.lifecycle import AdapterState, ComponentState, Outcome, UploadRecord
 from loradrop.names import REASON_METADATA, REPEATS_METADATA
+from loradrop.outcome import WAITING_ADVICE
 from loradrop.problems import clipped
 from loradrop_client import explaining
 
@@ -262,7 +263,7 @@ def _advice(
         case Condition.FAILED:
             yield f"To retry it:\n  {connection.command('retry', name)}"
         case Condition.WAITING:
-            yield "It is retried automatically when there is room on the endpoint."
+            yield WAITING_ADVICE
         case Condition.REJECTED:
             yield f"Fix the adapter and push it again. Every reason:\n  {connection.command('history', name, '--json')}"
         case Condition.REMOVED:
@@ -361,7 +362,7 @@ def _notes(record: UploadRecord, origin: dict[str, str]) -> Iterator[str]:
         yield f"healed {record.heals}"
     if REASON_METADATA in origin:
         yield f"a copy of version {origin.get(REPEATS_METADATA, 'unknown')}: {origin[REASON_METADATA]}"
-    if record.outcome in (Outcome.FAILED, Outcome.REJECTED) and (reason := what_went_wrong(record)):
+    if record.outcome in (Outcome.FAILED, Outcome.WAITING, Outcome.REJECTED) and (reason := what_went_wrong(record)):
         yield reason
     if proof := proof_of(record):
         yield proof

@@ -366,7 +366,8 @@ def _meaning(execution: Execution) -> tuple[ExitCode, Outcome | None]:
         return (ExitCode.DONE if outcome is Outcome.DEPLOYED else ExitCode.FAILED), outcome
     if execution.error == "AdapterRejected":
         return ExitCode.REJECTED, Outcome.REJECTED
-    return ExitCode.FAILED, Outcome.FAILED if execution.error == "DeploymentFailed" else None
+    outcomes = {"DeploymentFailed": Outcome.FAILED, "UploadWaiting": Outcome.WAITING}
+    return ExitCode.FAILED, outcomes.get(execution.error)
 
 
 def _continues(upload: _Upload, arn: str | None) -> str:

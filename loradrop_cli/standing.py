@@ -125,7 +125,9 @@ def _condition(state: AdapterState, newest: UploadRecord | None) -> Condition:
             case Outcome.REJECTED:
                 return Condition.REJECTED
             case Outcome.FAILED:
-                return Condition.FAILED if newest.full_at is None else Condition.WAITING
+                return Condition.FAILED
+            case Outcome.WAITING:
+                return Condition.WAITING
             case _:
                 pass
     return Condition.REMOVED if state.live is None else Condition.LIVE

@@ -25,6 +25,10 @@ class EndpointFull(Fault):
     """A quota of SageMaker's is used up: components of the endpoint, or of the account."""
 
 
+class RoomBeingMade(Fault):
+    """The endpoint is full, and a component on it is being deleted: the create may succeed in a moment."""
+
+
 class BaseUpdating(Fault):
     """The base component is being created or updated; adapters can be made when it is in service."""
 

@@ -134,6 +134,20 @@ class Placement(_Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Turn(_Record):
+    """A place in the line of creates. `wait_seconds` stands until the turn has come, with how many are `before` it.
+
+    `is_queued`: the state machine waited for it.
+    """
+
+    ticket: int
+    before: int = 0
+    wait_seconds: int | None = None
+    is_queued: bool = False
+    throttles: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SmokeResult(_Record):
     """What the smoke test found; all its answers lie at `answers`, an s3:// URI."""
 
@@ -194,6 +208,7 @@ class Failure(_Record):
 _PARTS: dict[str, type[_Record]] = {
     "upload": Upload,
     "release": Release,
+    "turn": Turn,
     "component": Placement,
     "smoke": SmokeResult,
     "superseded": Supersession,
@@ -214,6 +229,7 @@ class Deployment:
     validation: Mapping[str, Any] | None = None  # ValidationReport.to_dict()
     validation_report: str | None = None  # where the whole of it lies, an s3:// URI, if it is longer
     release: Release | None = None
+    turn: Turn | None = None
     component: Placement | None = None
     smoke: SmokeResult | None = None
     superseded: Supersession | None = None

@@ -15,13 +15,22 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+# How long a client may still use a component that was replaced: it keeps the pointer for 5 s (loradrop_client), and a
+# request takes at most 60. Where room is needed, a standby may go after this.
+CLIENT_SECONDS = 65
+
 
 class Outcome(StrEnum):
-    """How an upload ended. REMOVED is the outcome of a removal, which has a record in the history as uploads have."""
+    """How an upload ended.
+
+    WAITING: there was no room on the endpoint; ReconcileFleet tries it again, as a new upload. REMOVED is the outcome of a
+    removal, which has a record in the history as uploads have.
+    """
 
     DEPLOYED = "deployed"
     REJECTED = "rejected"
     FAILED = "failed"
+    WAITING = "waiting"
     SUPERSEDED = "superseded"
     REMOVED = "removed"
 
@@ -309,6 +318,17 @@ def begin_delete(state: AdapterState, name: str, *, now: int, needed_room_since:
     return Step(answer=True, state=replace(state, components=components))
 
 
+def early_standbys(states: Iterable[tuple[str, AdapterState]], endpoint: str, now: int) -> list[tuple[str, str]]:
+    """(adapter, component) of the standbys that may make room on the endpoint, those first that were replaced first."""
+    found = [
+        (entry.replaced_at or 0, adapter, name)
+        for adapter, state in states
+        for name, entry in state.components.items()
+        if entry.state is ComponentState.STANDBY and entry.endpoint == endpoint
+    ]
+    return [(adapter, name) for replaced_at, adapter, name in sorted(found) if replaced_at <= now - CLIENT_SECONDS]
+
+
 def end_delete(state: AdapterState, name: str) -> Step[None]:
     """Forget a component that was being deleted and that SageMaker does not find any more."""
     entry = state.components.get(name)
@@ -353,7 +373,7 @@ def finish(
         summary=summary,
         entry=entry,
         figures=figures or {},
-        full_at=full_at if outcome is Outcome.FAILED else None,
+        full_at=full_at if outcome is Outcome.WAITING else None,
     )
     return Step(outcome, _without_making(state, upload.attempt), finished)
 

@@ -13,6 +13,10 @@ from loradrop.validation_report import ValidationReport
 MAX_MESSAGE_CHARACTERS = 4_000
 # Of one entry in the outcome report; the validation of the newest is in it.
 MAX_ENTRY_BYTES = 32 * 1024
+WAITING_ADVICE = (
+    "It is retried automatically when there is room, the oldest upload first. To make room, remove an adapter that nobody "
+    "calls:\n  loradrop remove ADAPTER"
+)
 
 
 def intended(deployment: Deployment) -> Outcome:
@@ -23,21 +27,21 @@ def intended(deployment: Deployment) -> Outcome:
         return Outcome.SUPERSEDED
     if deployment.failure is None and deployment.validation is not None and not deployment.validation["accepted"]:
         return Outcome.REJECTED
-    return Outcome.FAILED
+    return Outcome.FAILED if deployment.full_at is None else Outcome.WAITING
 
 
 def message(outcome: Outcome, deployment: Deployment, live: Live | None) -> str:
     """A readable message. Its beginning and its end always stand; what lies between is cut if it is too long."""
     upload = deployment.begun
     adapter = upload.shown_adapter
-    head, tail = _head(outcome, deployment, adapter), [*_tail(outcome, deployment, live), _which(upload)]
+    head, tail = _head(outcome, deployment, adapter), [*_tail(outcome, live), _which(upload)]
     room = MAX_MESSAGE_CHARACTERS - len(head) - sum(len(line) + 1 for line in tail) - 2
     body = ""
     if outcome is Outcome.DEPLOYED:
         body = clipped(_deployed(deployment, live), room)
     elif outcome is Outcome.REJECTED:
         body = _rejected(deployment, room)
-    elif outcome is Outcome.FAILED:
+    elif outcome in (Outcome.FAILED, Outcome.WAITING):
         body = clipped(_failed(deployment), room)
     return "\n".join([head, *([body] if body else []), *tail])
 
@@ -51,19 +55,21 @@ def _head(outcome: Outcome, deployment: Deployment, adapter: str) -> str:
             return f"{adapter} was rejected: {counted(report.problems, report.left_out.problems)}."
         case Outcome.FAILED:
             return f"{adapter} could not be deployed."
+        case Outcome.WAITING:
+            return f"{adapter} waits for room on the endpoint, which is full with {deployment.full_at} components."
         case Outcome.SUPERSEDED:
             return _superseded(deployment, adapter)
         case Outcome.REMOVED:
             return f"{adapter} was removed: its tarball was deleted."
 
 
-def _tail(outcome: Outcome, deployment: Deployment, live: Live | None) -> list[str]:
+def _tail(outcome: Outcome, live: Live | None) -> list[str]:
     if outcome is Outcome.DEPLOYED:
         return []
+    if outcome is Outcome.WAITING:
+        return [_unchanged(live), WAITING_ADVICE]
     if outcome is not Outcome.FAILED:
         return [_unchanged(live)]
-    if deployment.full_at is not None:
-        return [_unchanged(live), "It is retried automatically when there is room on the endpoint."]
     return [_unchanged(live), "Fix the cause, then upload the tarball again."]
 
 

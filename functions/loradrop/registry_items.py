@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from loradrop.lifecycle import AdapterState, ComponentEntry, ComponentState, Live, Outcome, UploadRecord
+from loradrop.turns import Line
 
 WATCHED_INDEX = "watched"
 STATE = "state"
@@ -12,6 +13,8 @@ OPEN = "open"
 UPLOAD = "upload#"
 # `upload#` and everything that begins so: `$` is the character after `#`.
 AFTER_UPLOADS = "upload$"
+# Of an endpoint, not of an adapter: no adapter's name holds a #.
+TURNS = "turns"
 
 
 def state_item(adapter: str, state: AdapterState) -> dict[str, Any]:
@@ -35,7 +38,19 @@ def record_item(adapter: str, record: UploadRecord) -> dict[str, Any]:
     }
 
 
-def _attributes(record: AdapterState | Live | ComponentEntry | UploadRecord) -> dict[str, Any]:
+def line_key(endpoint: str) -> dict[str, Any]:
+    return {"adapter": {"S": f"endpoint#{endpoint}"}, "record": {"S": TURNS}}
+
+
+def line_item(endpoint: str, line: Line) -> dict[str, Any]:
+    return {**line_key(endpoint), **_attributes(line)}
+
+
+def line_of(item: Mapping[str, Any]) -> Line:
+    return Line(**_known(Line, {name: _value(attribute) for name, attribute in item.items()}))
+
+
+def _attributes(record: AdapterState | Live | ComponentEntry | UploadRecord | Line) -> dict[str, Any]:
     """The plain fields of a record that have a value."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {name: _attribute(value) for name, value in values.items() if isinstance(value, str | int | float)}

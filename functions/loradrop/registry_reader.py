@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 from loradrop.lifecycle import AdapterState, UploadRecord
 from loradrop.names import is_adapter_name
-from loradrop.registry_items import AFTER_UPLOADS, OPEN, STATE, UPLOAD, WATCHED_INDEX, record_of, state_of
+from loradrop.registry_items import (
+    AFTER_UPLOADS,
+    OPEN,
+    STATE,
+    UPLOAD,
+    WATCHED_INDEX,
+    line_key,
+    line_of,
+    record_of,
+    state_of,
+)
+from loradrop.turns import Line
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -65,6 +76,11 @@ class RegistryReader:
     def watched_uploads(self, after: str = "") -> Iterator[tuple[str, UploadRecord]]:
         """The uploads of every adapter behind `after` that are not yet reported. The index lags behind by a moment."""
         return ((item["adapter"]["S"], record_of(item)) for item in self._watched(OPEN, after))
+
+    def line(self, endpoint: str) -> Line:
+        """The creates of an endpoint that wait for their turn."""
+        item = self._client.get_item(TableName=self._table, Key=line_key(endpoint), ConsistentRead=True).get("Item")
+        return line_of(item) if item else Line()
 
     def _watched(self, watch: str, after: str) -> Iterator[dict[str, Any]]:
         """A page of 1 MB at a time."""

@@ -18,7 +18,7 @@ from tests.adapters import (
     wrapped_tarball,
 )
 
-from .conftest import StackUnderTest, build_and_deploy, eventually
+from .conftest import Execution, StackUnderTest, build_and_deploy, eventually
 
 QUESTION = "How are you?"
 
@@ -242,15 +242,23 @@ def test_what_an_attempt_left_failed_does_not_bar_the_same_bytes(stack: StackUnd
     eventually(lambda: list(stack.components("replaced")) == [stack.live("replaced")], "the removal of what was left")
 
 
-def test_throttled_creates_are_retried_until_all_are_live(stack: StackUnderTest) -> None:
+def test_throttled_creates_take_turns_until_all_are_live(stack: StackUnderTest) -> None:
     stack.cloud.behave(creates_per_second=0.5)
     names = [f"burst-{number}" for number in range(4)]
     versions = [stack.upload(name, good_tarball(seed=20 + number)) for number, name in enumerate(names)]
     executions = [stack.end_of(stack.execution_of(version)) for version in versions]
-    assert [execution.states for execution in executions] == [DEPLOYED] * 4
-    errors = [error for execution in executions for error in execution.task_errors("CreateComponent")]
-    assert set(errors) == {"Throttled"}
+    assert [execution.status for execution in executions] == ["SUCCEEDED"] * 4
+    assert [execution.task_errors("CreateComponent") for execution in executions] == [[]] * 4, "waiting is no fault"
+    waited = [entered_with(execution, "WaitForTurn") for execution in executions]
+    assert any(waited)
+    assert all(one["seconds"] >= 1 and one["creates_before_this_one"] >= 0 for inputs in waited for one in inputs)
     assert all(stack.live(name) in stack.components(name) for name in names)
+
+
+def entered_with(execution: Execution, state: str) -> list[Any]:
+    """What a state was given, each time: what the console shows of it."""
+    entered = [one["stateEnteredEventDetails"] for one in execution.events if "stateEnteredEventDetails" in one]
+    return [json.loads(one["input"]) for one in entered if one["name"] == state]
 
 
 def test_a_cold_start_is_retried(stack: StackUnderTest) -> None:

@@ -137,8 +137,9 @@ def test_a_full_endpoint_bars_nothing_and_the_upload_is_tried_again_when_there_i
     stack.settle()
     stack.cloud.behave(components_per_endpoint=0)
     refused = stack.drop("waiting", good_tarball(seed=208))
-    assert (refused.status, refused.error) == ("FAILED", "DeploymentFailed")
-    assert "EndpointFull" in refused.cause
+    assert (refused.status, refused.error) == ("FAILED", "UploadWaiting")
+    assert "waits for room on the endpoint" in refused.cause
+    assert outcomes(stack, "waiting") == ["waiting"]
     assert "retried automatically" in refused.cause
     assert stack.registry("waiting")["components"]["M"] == {}
     stack.cloud.behave(components_per_endpoint=None)

@@ -122,6 +122,7 @@ CONDITIONS: dict[str, Callable[[Known, Known], bool]] = {
     ),
     "$exists($deployment.release)": lambda d, r: "release" in d,
     "$exists($deployment.superseded)": lambda d, r: "superseded" in d,
+    "$exists($deployment.turn.wait_seconds)": lambda d, r: "wait_seconds" in d.get("turn", {}),
     "$exists($deployment.promotion)": lambda d, r: "promotion" in d,
     "$deployment.validation.accepted": lambda d, r: d["validation"]["accepted"],
     "$deployment.component.status = 'InService'": lambda d, r: d["component"]["status"] == "InService",
@@ -952,7 +953,7 @@ class Model:
             return
         order = order_of(sequencer(w.uploads[current][2]))
         outcome = records.get((name, order), {}).get("outcome", "no outcome")
-        if outcome not in (Outcome.FAILED, Outcome.REJECTED):
+        if outcome not in (Outcome.FAILED, Outcome.WAITING, Outcome.REJECTED):
             yield f"I2 the newest upload is not live; it was reported {outcome}"
         if self.is_deleted_from:
             return  # what was superseded may have been so by a deletion

@@ -31,6 +31,8 @@ os.environ |= {
     "MAX_UPLOAD_MEGABYTES": "1",
     "IN_SERVICE_DEADLINE_SECONDS": "60",
     "GRACE_PERIOD_SECONDS": "100",
+    "CREATES_PER_SECOND": "1000",
+    "WATCHED_SECONDS": "1",
     "STACK_ID": STACK_ID,
     "UPLOAD_BUCKET": "uploads",
     "DEPLOY_ADAPTER_ARN": f"arn:aws:states:{REGION}:123456789012:stateMachine:DeployAdapter",

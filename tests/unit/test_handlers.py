@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import time
 from typing import Any
 
 import boto3
@@ -9,8 +10,9 @@ import pytest
 
 from local.hosting import behaving
 from loradrop.deployment import MAX_RECORD_BYTES, record_bytes
+from loradrop.registry_reader import RegistryReader
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
-from tests.unit.conftest import BASE, CONTEXT, ENDPOINT, STACK_ID, Resources, s3_event
+from tests.unit.conftest import BASE, CONTEXT, ENDPOINT, STACK_ID, TABLE, Resources, s3_event
 
 
 class Attempt:
@@ -241,19 +243,69 @@ class TestCreateComponent:
         assert back.record["component"]["taken_over"] is False
         assert back.component == stack.live() != first.component
 
-    @pytest.mark.parametrize(
-        ("behaviour", "fault"),
-        [({"creates_per_second": 0.001}, "Throttled"), ({"components_per_endpoint": 1}, "EndpointFull")],
-    )
-    def test_what_waiting_can_fix_has_its_own_name(self, stack: Resources, behaviour: Any, fault: str) -> None:
+    def test_a_full_endpoint_has_its_own_name(self, stack: Resources) -> None:
         deployed(stack, good_tarball(seed=1), adapter="first")
         attempt = released(stack, good_tarball())
-        with behaving(**behaviour):
-            if "creates_per_second" in behaviour:  # the first create after a change of rate is still allowed
-                deployed(stack, good_tarball(seed=2), adapter="second")
-            with pytest.raises(Exception, match=r"Rate exceeded|quota") as caught:
+        with behaving(components_per_endpoint=1), pytest.raises(Exception, match="quota") as caught:
+            attempt.run("create_component")
+        assert type(caught.value).__name__ == "EndpointFull"
+
+    def test_on_a_full_endpoint_the_oldest_standby_makes_room_once_no_client_can_hold_it(
+        self, stack: Resources
+    ) -> None:
+        young = [deployed(stack, good_tarball(seed=seed), f"arn:{seed}", adapter="young") for seed in (1, 2)]
+        old = [deployed(stack, good_tarball(seed=seed), f"arn:{seed}", adapter="old") for seed in (3, 4)]
+        attempt = released(stack, good_tarball())
+        with behaving(components_per_endpoint=1):
+            fault = self.fault_of(attempt)
+            assert fault == "EndpointFull", "clients may hold both standbys"
+            self.replaced_seconds_ago(stack, "young", young[0].component, 70)
+            self.replaced_seconds_ago(stack, "old", old[0].component, 80)
+            assert self.fault_of(attempt) == "RoomBeingMade"
+            assert old[0].component not in stack.adapter_components()
+            assert young[0].component in stack.adapter_components()
+        attempt.run("create_component")
+        assert {attempt.component, young[1].component, old[1].component} <= set(stack.adapter_components())
+
+    def fault_of(self, attempt: Attempt) -> str:
+        with pytest.raises(Exception, match="quota") as caught:
+            attempt.run("create_component")
+        return type(caught.value).__name__
+
+    def replaced_seconds_ago(self, stack: Resources, adapter: str, component: str, seconds: int) -> None:
+        stack.dynamodb.update_item(
+            TableName=TABLE,
+            Key={"adapter": {"S": adapter}, "record": {"S": "state"}},
+            UpdateExpression="SET components.#name.replaced_at = :at",
+            ExpressionAttributeNames={"#name": component},
+            ExpressionAttributeValues={":at": {"N": str(int(time.time()) - seconds)}},
+        )
+
+    def test_a_throttled_create_waits_for_another_turn_and_others_behind_it(self, stack: Resources) -> None:
+        attempt, other = released(stack, good_tarball()), released(stack, good_tarball(), adapter="other")
+        with behaving(creates_per_second=0.001):  # the first create after a change of rate is still allowed
+            deployed(stack, good_tarball(seed=2), adapter="second")
+            before = RegistryReader(stack.dynamodb, TABLE).line(ENDPOINT)
+            turn = attempt.run("create_component")["turn"]
+            assert (turn["wait_seconds"], turn["throttles"]) == (1, 1)
+            assert "component" not in attempt.record
+            after = RegistryReader(stack.dynamodb, TABLE).line(ENDPOINT)
+            assert after.rate < before.rate
+            other.run("create_component")
+            assert other.record["turn"]["ticket"] > turn["ticket"]
+        attempt.run("create_component")
+        assert attempt.component in stack.adapter_components()
+        assert "wait_seconds" not in attempt.record["turn"]
+
+    def test_a_create_that_is_throttled_for_ever_is_a_fault(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        with behaving(creates_per_second=0.001):
+            deployed(stack, good_tarball(seed=2), adapter="second")
+            attempt.run("create_component")
+            attempt.record["turn"] = {"ticket": 0, "throttles": 30}
+            with pytest.raises(Exception, match="Rate exceeded") as caught:
                 attempt.run("create_component")
-        assert type(caught.value).__name__ == fault
+        assert type(caught.value).__name__ == "Throttled"
 
     def test_a_base_that_is_gone_is_refused_in_words(self, stack: Resources) -> None:
         attempt = released(stack, good_tarball())
@@ -278,6 +330,16 @@ class TestWaitForInService:
             with pytest.raises(Exception, match=r"still Creating after 6[0-2] s; the deadline is 60 s") as caught:
                 self.polled(attempt, 10)
             assert type(caught.value).__name__ == "ComponentNotInServiceInTime"
+
+    def test_what_is_quick_is_watched_and_a_queue_is_not(self, stack: Resources) -> None:
+        attempt = released(stack, good_tarball())
+        with behaving(seconds_to_in_service=0.3):
+            attempt.run("create_component")
+            attempt.record["turn"]["is_queued"] = True
+            assert self.polled(attempt, 0)["status"] == "Creating"
+            attempt.record["turn"]["is_queued"] = False
+            attempt.record["component"]["since"] = int(time.time()) + 1
+            assert self.polled(attempt, 0)["status"] == "InService"
 
     def test_failed_ends_at_once_with_the_reason(self, stack: Resources) -> None:
         attempt = released(stack, good_tarball())

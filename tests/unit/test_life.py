@@ -168,14 +168,16 @@ def test_an_upload_that_is_claimed_is_deploying_and_one_that_found_no_room_is_wa
     registry.claim("busy", upload, deleted=False)
     full = UploadRecord("1", "arn:y", "uploads", "adapters/full.tar.gz", "v1")
     registry.claim("full", full, deleted=False)
-    registry.finish("full", full, Outcome.FAILED, summary="full could not be deployed.\nEndpointFull: no.", full_at=24)
+    registry.finish("full", full, Outcome.WAITING, summary="full could not be deployed.\nEndpointFull: no.", full_at=24)
     _, listed = run("list", "--json")
     assert [(one["adapter"], one["state"]) for one in listed["adapters"]] == [
         ("busy", "deploying"),
         ("full", "waiting"),
     ]
     assert listed["adapters"][1]["reason"] == "full at 24 components"
-    assert run("status", "full")[1].count("It is retried automatically when there is room on the endpoint.") == 1
+    assert (
+        run("status", "full")[1].count("It is retried automatically when there is room, the oldest upload first.") == 1
+    )
 
 
 def test_a_fleet_is_listed_in_pages(shop: Shop, run: Any) -> None:

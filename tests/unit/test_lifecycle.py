@@ -6,7 +6,18 @@ from typing import Any
 import pytest
 
 from loradrop import lifecycle
-from loradrop.lifecycle import AdapterState, ComponentState, Decision, Outcome, Step, UploadRecord
+from loradrop.lifecycle import (
+    CLIENT_SECONDS,
+    AdapterState,
+    ComponentEntry,
+    ComponentState,
+    Decision,
+    Outcome,
+    Step,
+    UploadRecord,
+    early_standbys,
+)
+from loradrop_client.adapters import CACHE_SECONDS
 
 NOW, GRACE_SECONDS = 1_000, 600
 FIRST, SECOND, THIRD = ("1".zfill(40), "2".zfill(40), "3".zfill(40))
@@ -317,14 +328,14 @@ class TestDelete:
 
 
 class TestFinish:
-    @pytest.mark.parametrize("outcome", [Outcome.REJECTED, Outcome.FAILED, Outcome.SUPERSEDED])
+    @pytest.mark.parametrize("outcome", [Outcome.REJECTED, Outcome.FAILED, Outcome.WAITING, Outcome.SUPERSEDED])
     def test_the_first_outcome_counts(self, adapter: Adapter, outcome: Outcome) -> None:
         adapter.claim(upload())
         assert adapter.finish(upload(), outcome, summary="s", figures={"seconds": 1.5}, full_at=7) is outcome
         assert adapter.finish(upload(), Outcome.FAILED) is outcome
         record = adapter.records[FIRST]
         assert (record.outcome, record.summary, record.figures) == (outcome, "s", {"seconds": 1.5})
-        assert record.full_at == (7 if outcome is Outcome.FAILED else None)
+        assert record.full_at == (7 if outcome is Outcome.WAITING else None)
 
     @pytest.mark.parametrize("believed", [Outcome.FAILED, Outcome.SUPERSEDED, Outcome.REJECTED])
     def test_what_is_promoted_is_deployed_whatever_its_caller_believes(
@@ -426,3 +437,19 @@ class TestRecover:
         assert adapter.recover(FIRST, "x9").outcome is None
         assert adapter.records[FIRST].outcome is None
         assert adapter.state_of("A-x1") is ComponentState.MAKING
+
+
+def test_a_standby_makes_room_once_no_client_can_hold_its_name_the_oldest_first() -> None:
+    entry = ComponentEntry(
+        "x", FIRST, "A", "endpoint", "base", ComponentState.STANDBY, replaced_at=NOW, until=NOW + 1000
+    )
+    later = NOW + CLIENT_SECONDS
+    states = [
+        ("b", AdapterState(components={"b-2": replace(entry, replaced_at=NOW - 1), "b-1": entry})),
+        ("a", AdapterState(components={"a-1": replace(entry, replaced_at=NOW - 2)})),
+        ("c", AdapterState(components={"young": replace(entry, replaced_at=NOW + 1)})),
+        ("d", AdapterState(components={"elsewhere": replace(entry, endpoint="another")})),
+        ("e", AdapterState(components={"live": replace(entry, state=ComponentState.LIVE)})),
+    ]
+    assert early_standbys(states, "endpoint", later) == [("a", "a-1"), ("b", "b-2"), ("b", "b-1")]
+    assert CLIENT_SECONDS >= CACHE_SECONDS + 60, "60 s is InvokeEndpoint's limit"

@@ -60,9 +60,15 @@ DEPLOYED = BEGUN.having(
             ["The smoke test failed. It answers like the base.", "All answers: s3://r/smoke.json"],
         ),
         (
-            Outcome.FAILED,
+            Outcome.WAITING,
             BEGUN.having(failure=Failure("EndpointFull", "Full."), full_at=7),
-            ["EndpointFull: Full.", "retried automatically"],
+            [
+                "acme waits for room on the endpoint, which is full with 7 components.",
+                "EndpointFull: Full.",
+                "What was live stays live: component acme-old.",
+                "retried automatically",
+                "\n  loradrop remove ADAPTER\n",
+            ],
         ),
         (Outcome.SUPERSEDED, BEGUN.having(superseded=Supersession("v2")), ["a newer one (version v2) supersedes it"]),
         (Outcome.SUPERSEDED, BEGUN.having(superseded=Supersession(removed=True)), ["was removed after it"]),
@@ -120,6 +126,7 @@ def test_nothing_of_a_key_is_more_than_text() -> None:
         ({"validation": REJECTED, "failure": Failure("X")}, Outcome.FAILED),
         ({"superseded": Supersession("v2")}, Outcome.SUPERSEDED),
         ({"smoke": SmokeResult(False, "", 1, 1, 1)}, Outcome.FAILED),
+        ({"failure": Failure("EndpointFull"), "full_at": 7}, Outcome.WAITING),
         ({"promotion": Promotion("2026-01-02"), "failure": Failure("Lambda.Unknown")}, Outcome.DEPLOYED),
     ],
 )

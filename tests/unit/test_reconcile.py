@@ -180,7 +180,7 @@ def test_a_rejected_upload_that_is_current_is_left_alone() -> None:
 
 
 def test_an_upload_that_found_the_endpoint_full_waits_for_room() -> None:
-    full = replace(RECORD, order=TWO, version_id="v2", outcome=Outcome.FAILED, promoted=False, full_at=5)
+    full = replace(RECORD, order=TWO, version_id="v2", outcome=Outcome.WAITING, promoted=False, full_at=5)
     adapter = replace(HEALTHY, current=CurrentObject("v2", 10_000), history=(full,))
     assert repairs(adapter) == [Repair.RETRY]
 

@@ -105,9 +105,9 @@ def test_what_is_written_is_read_back(registry: Registry) -> None:
         "verdict": "differs",
         "small": 1e-7,
     }
-    registry.finish("acme", claimed, Outcome.FAILED, release="A", summary="s", figures=figures, full_at=64)
+    registry.finish("acme", claimed, Outcome.WAITING, release="A", summary="s", figures=figures, full_at=64)
     assert registry.upload("acme", FIRST) == replace(
-        claimed, outcome=Outcome.FAILED, given_up=True, release="A", summary="s", figures=figures, full_at=64
+        claimed, outcome=Outcome.WAITING, given_up=True, release="A", summary="s", figures=figures, full_at=64
     )
 
 

@@ -108,7 +108,14 @@ def test_retries_name_errors_that_exist_and_jitter(name: str) -> None:
 def test_every_fault_that_waiting_can_fix_is_retried_somewhere() -> None:
     retried = {error for task in TASKS.values() for retrier in task["Retry"] for error in retrier["ErrorEquals"]}
     # What these say is final. ReportContended is retried within the function.
-    final = {"Fault", "ComponentRefused", "ComponentFailed", "ComponentLost", "ComponentNotInServiceInTime"}
+    final = {
+        "Fault",
+        "EndpointFull",
+        "ComponentRefused",
+        "ComponentFailed",
+        "ComponentLost",
+        "ComponentNotInServiceInTime",
+    }
     assert final | {"InvocationRefused"} == FAULTS - retried
 
 
@@ -128,6 +135,7 @@ def test_each_outcome_has_an_end_of_its_own() -> None:
     assert ends == {
         "{% $report.outcome = 'deployed' %}": "AdapterDeployed",
         "{% $report.outcome = 'rejected' %}": "AdapterRejected",
+        "{% $report.outcome = 'waiting' %}": "UploadWaiting",
         "{% $report.outcome = 'superseded' %}": "UploadSuperseded",
         "{% $report.outcome = 'repeated' %}": "EventRepeated",
     }
@@ -135,6 +143,7 @@ def test_each_outcome_has_an_end_of_its_own() -> None:
     kinds = {name: DEPLOY[name]["Type"] for name in (*ends.values(), "DeploymentFailed", "OutcomeNotReported")}
     assert {name for name, kind in kinds.items() if kind == "Fail"} == {
         "AdapterRejected",
+        "UploadWaiting",
         "DeploymentFailed",
         "OutcomeNotReported",
     }
