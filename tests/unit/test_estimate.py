@@ -81,7 +81,7 @@ def large_step(**settings: Any) -> Step:
 
 @pytest.mark.slow
 # A size with each setting; benchmarks/training_memory.py has them crossed, and bfloat16 and eager attention too.
-@pytest.mark.parametrize("case", [CASES[0], CASES[-1]], ids=str)
+@pytest.mark.parametrize("case", [CASES[0], pytest.param(CASES[-1], marks=pytest.mark.long)], ids=str)
 def test_memory_is_within_a_fifth_of_what_a_process_takes(case: Case) -> None:
     assert estimate_memory(case.step()).total_bytes == pytest.approx(measure(case, steps=2).peak_bytes, rel=0.2)
 
@@ -192,11 +192,12 @@ def test_checkpointing_is_advised_where_not_even_one_example_fits() -> None:
     ("available_gb", "ends"),
     [
         (18.5, "18.5 GB are available. Lower optimisation.batch_tokens from 4096 to 2048."),
-        (12, "12.0 GB are available. Set base.four_bit to true."),
-        (
+        pytest.param(12, "12.0 GB are available. Set base.four_bit to true.", marks=pytest.mark.long),
+        pytest.param(
             5,
             "5.0 GB are available. Lower optimisation.batch_tokens from 4096 to 512, set base.four_bit to true and lower "
             "lora.rank from 16 to 8. Even then it takes 7.1 GB: it needs a device with 8 GB.",
+            marks=pytest.mark.long,
         ),
     ],
 )

@@ -527,6 +527,7 @@ def test_a_hub_that_cannot_be_reached_is_reported_in_words(tmp_path: Path) -> No
     assert "Traceback" not in printed
 
 
+@pytest.mark.long
 def test_a_llama_3_1_in_small_is_trained_as_the_large_one_would_be(
     random_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
