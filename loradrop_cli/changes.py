@@ -427,7 +427,15 @@ def _print_summary(names: list[str], ends: list[Ended], lost: dict[str, Any] | N
         done = sum(one.code is ExitCode.DONE for one in ends)
         differ = sum(bool(one.answers and one.answers.endswith("differ")) for one in ends)
         answers = f", {differ} with other answers" if any(one.answers for one in ends) else ""
-        print(f"{done} of {len(names)} done{answers}, {len(names) - done} failed and stay as they were.")
+        left = len(names) - done
+        failed = (
+            ""
+            if not left
+            else ", 1 failed and stays as it was"
+            if left == 1
+            else f", {left} failed and stay as they were"
+        )
+        print(f"{done} of {len(names)} done{answers}{failed}.")
 
 
 def _ends(connection: Connection, uploads: _Uploads, names: list[str], change: _Change) -> Iterator[Ended]:
@@ -546,7 +554,7 @@ def _reconciled(
     examined = sum(one["examined"] for one in plans)
     would = "would be repaired" if is_dry else "needed a repair"
     if execution.status == "SUCCEEDED":
-        yield f"{examined} adapters examined, {len(repairs)} {would}."
+        yield f"{examined} adapter{'s' * (examined != 1)} examined, {len(repairs)} {would}."
     if execution.cause:
         yield execution.cause
 
