@@ -99,6 +99,11 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
         ExitCode.FAILED: "some could not be repaired, or not finished before --timeout",
         **_OPERATING,
     },
+    "cost": {
+        ExitCode.DONE: "shown",
+        ExitCode.UNUSABLE: "wrong usage, no price, or AWS refused or could not be reached",
+        ExitCode.INTERRUPTED: ExitCode.INTERRUPTED.meaning,
+    },
     "teardown": {
         ExitCode.DONE: "the stack is gone",
         ExitCode.FAILED: "something could not be deleted, or not before --timeout; what is gone stays gone",

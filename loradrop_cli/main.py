@@ -299,6 +299,22 @@ def _add_life(command: Any) -> None:
     _add_timeout(reconcile)
     _add_operated(reconcile, "changes", "reconcile")
 
+    cost = command(
+        "cost",
+        "say what the stack cost this month, and for whom",
+        "Divides the endpoint's price among the adapters: the time of their requests by SageMaker's metrics, and the idle\n"
+        "rest in equal parts among those that are live. Adds storage and deployments, and what an endpoint for each would cost.",
+    )
+    cost.add_argument("--month", metavar="YYYY-MM", help="another month (default: this one, up to now)")
+    cost.add_argument(
+        "--hourly-price",
+        metavar="DOLLARS",
+        type=_amount,
+        help=f"of one instance in your region (default for {DEFAULT_INSTANCE}: {DEFAULT_HOURLY_PRICE}, by third parties)",
+    )
+    cost.add_argument("--csv", action="store_true", help="the adapters as CSV")
+    _add_operated(cost, "cost", "cost")
+
     teardown = command(
         "teardown",
         "delete the stack and everything that it made",
