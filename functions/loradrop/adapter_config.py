@@ -20,7 +20,9 @@ _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 # vLLM refuses from this version what older ones leave unread, and so serve wrongly: initialisations that it does not know,
 # and the features below.
 _REFUSES_FEATURES = (0, 32)
-_REFUSES_NEGATIVE_RANKS = (0, 31)
+_REFUSES_NEGATIVE_RANKS = (0, 26)
+# From this version on the heads of classifiers may be among modules_to_save, on any base.
+_TAKES_HEADS = (0, 31)
 # Features of PEFT that the engine does not have; a true value switches them on.
 _REFUSED_FEATURES = ("alora_invocation_tokens", "layer_replication", "use_qalora", "use_bdlora")
 # And those that no version of the engine has a name for. The first three are activated LoRA as it was before PEFT had it.
@@ -176,7 +178,7 @@ class AdapterConfig:
             ("alpha_pattern", self.alpha_pattern, self.lora_alpha),
         ):
             entry = _first(entries, module_path)
-            if entry is not None and default is not None and entry.value != default:
+            if entry is not None and default is not None and not _is_same(entry.value, default):
                 return name
         return None
 
@@ -219,7 +221,8 @@ def read_config(data: bytes, profile: BaseProfile, policy: Policy, problems: Pro
                 ProblemCode.CONFIG_KEY_MISSING, f"{CONFIG_FILE} has no {key!r}, which the engine requires.", place=key
             )
     _check_features(entries, profile, problems)
-    r = _rank(entries["r"], "r", profile, problems) if "r" in entries else None
+    uses_rslora = bool(entries.get("use_rslora"))
+    r = _rank(entries["r"], "r", profile, problems, uses_rslora=uses_rslora) if "r" in entries else None
     alpha = _alpha(entries["lora_alpha"], "lora_alpha", problems) if "lora_alpha" in entries else None
     is_read = profile.honours_patterns
     ranks = _pattern(entries, "rank_pattern", r, profile, problems)
@@ -236,7 +239,7 @@ def read_config(data: bytes, profile: BaseProfile, policy: Policy, problems: Pro
     return AdapterConfig(
         r=r if ranks is not None else None,
         lora_alpha=alpha if alphas is not None else None,
-        use_rslora=bool(entries.get("use_rslora")),
+        use_rslora=uses_rslora,
         rank_pattern=ranks or (),
         alpha_pattern=alphas or (),
         is_pattern_read=is_read,
@@ -265,14 +268,17 @@ def _check_features(entries: Mapping[str, object], profile: BaseProfile, problem
         )
     if entries.get("lora_bias"):
         problems.add(
-            ProblemCode.LORA_BIAS_UNSUPPORTED, "lora_bias is true; the engine cannot add biases.", place="lora_bias"
+            ProblemCode.LORA_BIAS_UNSUPPORTED,
+            "lora_bias is true; the engine cannot add biases.",
+            place="lora_bias",
+            consequence=otherwise,
         )
     if entries.get("modules_to_save"):
         problems.add(
             ProblemCode.MODULES_TO_SAVE_UNSUPPORTED,
             f"modules_to_save is {shown(entries['modules_to_save'])}; whole modules cannot be served, only LoRA.",
             place="modules_to_save",
-            consequence=_consequence_of_modules_to_save(entries["modules_to_save"]),
+            consequence=_consequence_of_modules_to_save(entries["modules_to_save"], profile),
         )
     _check_init(entries.get("init_lora_weights"), profile, problems)
     for key, value in entries.items():
@@ -293,9 +299,10 @@ def _check_features(entries: Mapping[str, object], profile: BaseProfile, problem
             )
 
 
-def _consequence_of_modules_to_save(value: object) -> Consequence:
-    """The engine lets the heads of classifiers pass, also on a base that generates."""
-    is_heads = isinstance(value, list | dict) and all(item in _HEADS for item in value)
+def _consequence_of_modules_to_save(value: object, profile: BaseProfile) -> Consequence:
+    is_heads = (
+        profile.engine >= _TAKES_HEADS and isinstance(value, list | dict) and all(item in _HEADS for item in value)
+    )
     return Consequence.SILENT if is_heads else Consequence.FAIL
 
 
@@ -330,7 +337,9 @@ def _check_init(init: object, profile: BaseProfile, problems: Problems) -> None:
         )
 
 
-def _rank(value: object, place: str, profile: BaseProfile, problems: Problems) -> int | None:
+def _rank(
+    value: object, place: str, profile: BaseProfile, problems: Problems, *, uses_rslora: bool = False
+) -> int | None:
     rank = int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
     is_pattern = place != "r"  # where 8.0 is refused
     if isinstance(value, bool) or rank < 1 or rank != value or (is_pattern and not isinstance(value, int)):
@@ -338,7 +347,7 @@ def _rank(value: object, place: str, profile: BaseProfile, problems: Problems) -
             ProblemCode.RANK_INVALID,
             f"{shown_name(place)} is {shown(value)}; it must be a whole number of at least 1.",
             place=place,
-            consequence=_consequence_of_rank(value, profile, is_pattern=is_pattern),
+            consequence=_consequence_of_rank(value, profile, is_pattern=is_pattern, uses_rslora=uses_rslora),
         )
         return None
     if rank > profile.max_lora_rank:
@@ -351,11 +360,11 @@ def _rank(value: object, place: str, profile: BaseProfile, problems: Problems) -
     return rank
 
 
-def _consequence_of_rank(value: object, profile: BaseProfile, *, is_pattern: bool) -> Consequence:
-    """Python compares true, fractions and NaN without a complaint, and so does the engine."""
+def _consequence_of_rank(value: object, profile: BaseProfile, *, is_pattern: bool, uses_rslora: bool) -> Consequence:
+    """Python compares true, fractions and NaN without a complaint, and so does the engine; of a negative number it takes no root."""
     if not isinstance(value, int | float) or (is_pattern and not isinstance(value, int)):
         return Consequence.FAIL
-    if value < 0 and profile.engine < _REFUSES_NEGATIVE_RANKS:
+    if value < 0 and not uses_rslora and profile.engine < _REFUSES_NEGATIVE_RANKS:
         return Consequence.SILENT
     return Consequence.FAIL if value <= 0 or value > profile.max_lora_rank else Consequence.SILENT
 
