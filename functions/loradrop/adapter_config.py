@@ -36,11 +36,53 @@ _UNREAD_FEATURES = (
     "kasa_config",
     "monteclora_config",
 )
-# With a value these say how the training began or ran, and nothing about what was saved.
+# Looked at by rules of their own.
+_JUDGED = frozenset(
+    {
+        *(
+            *REQUIRED_KEYS,
+            "peft_type",
+            "bias",
+            "use_dora",
+            "use_rslora",
+            "lora_bias",
+            "modules_to_save",
+            "init_lora_weights",
+        ),
+        *("rank_pattern", "alpha_pattern", "base_model_name_or_path"),
+    }
+)
+# With a value these say how the training began or ran, or what wrote the file, and nothing about what was saved: of PEFT 0.3 to 0.21,
+# and of ms-swift.
 _HARMLESS = frozenset(
     {
-        *("use_rslora", "use_dora", "megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-        *("runtime_config", "peft_config", "quantization_config"),
+        *(
+            "megatron_config",
+            "megatron_core",
+            "loftq_config",
+            "eva_config",
+            "corda_config",
+            "lora_ga_config",
+            "velora_config",
+        ),
+        *(
+            "runtime_config",
+            "peft_config",
+            "quantization_config",
+            "auto_mapping",
+            "task_type",
+            "inference_mode",
+            "revision",
+        ),
+        *(
+            "fan_in_fan_out",
+            "lora_dropout",
+            "layers_to_transform",
+            "layers_pattern",
+            "exclude_modules",
+            "qalora_group_size",
+        ),
+        *("ensure_weight_tying", "peft_version", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "merge_weights"),
     }
 )
 # A regular expression of a stranger may run for ever. Taken are plain names, of parts that a base has, so that it makes no
@@ -282,7 +324,7 @@ def _check_features(entries: Mapping[str, object], profile: BaseProfile, problem
         )
     _check_init(entries.get("init_lora_weights"), profile, problems)
     for key, value in entries.items():
-        if not value or key in _HARMLESS:
+        if not value or key in _JUDGED or key in _HARMLESS:
             continue
         if key in _REFUSED_FEATURES or key in _UNREAD_FEATURES:
             problems.add(
@@ -291,12 +333,18 @@ def _check_features(entries: Mapping[str, object], profile: BaseProfile, problem
                 place=key,
                 consequence=otherwise if key in _REFUSED_FEATURES else Consequence.SILENT,
             )
-        elif (key.startswith("use_") and value is True) or (key.endswith("_config") and isinstance(value, dict)):
+        elif not _is_detail(key, value):
             problems.add(
                 ProblemCode.UNKNOWN_FLAG,
                 f"{shown(key)} is {shown(value)}; this validator does not know that setting, and the engine ignores it.",
                 place=key,
             )
+
+
+def _is_detail(key: str, value: object) -> bool:
+    """Of an unknown setting: whether it switches nothing on. The next PEFT's numbers have defaults, and would be in every file."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number or key.startswith("_") or key.endswith("_version")
 
 
 def _consequence_of_modules_to_save(value: object, profile: BaseProfile) -> Consequence:

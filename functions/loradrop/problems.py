@@ -446,8 +446,7 @@ class ProblemCode(StrEnum):
         "UNKNOWN_FLAG",
         Severity.WARNING,
         Consequence.NONE,
-        "A setting that this validator does not know is on: a key `use_…` or `…_config`, or another initialisation. It may "
-        "have a meaning that the engine ignores.",
+        "A setting that this validator does not know has a value. It may have a meaning that the engine ignores.",
         "Compare the served answers with those of PEFT.",
     )
     BASE_MODEL_DIFFERS = (

@@ -311,7 +311,7 @@ def test_every_code_has_a_row() -> None:
 
 
 ACCEPTED: dict[str, Change] = {
-    "an unknown key": config(some_new_key={"a": [1]}),
+    "an unknown number": config(some_new_key=0.1),
     "keys that the engine ignores": config(fan_in_fan_out=True, auto_mapping={}, megatron_config={}, task_type=None),
     "target_modules that say nothing true": config(target_modules="all-linear", layers_to_transform=[0]),
     "an old PEFT's few keys": config_text('{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}'),
