@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 
 PACKAGES := functions local training loradrop_cli loradrop_client benchmarks tests/local tests/engine
 
-.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests test-long engine test-engine docs clean
+.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests test-long engine engine-versions test-engine docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -73,9 +73,12 @@ test-long: setup ## The tests that take minutes each, which `make test` leaves o
 	@echo "== the long tests"
 	$(BIN)/python -m pytest tests -q -m long
 
+engine-versions: engine ## Fetch the Python code of other versions of vLLM, which test-engine asks (850 MB, of which 230 are kept)
+	@.engine/bin/python tests/engine/versions.py
+
 engine: .engine/.installed ## Install vLLM for the CPU in an environment of its own (3.4 GB)
 
-test-engine: setup engine ## The engines against each other, and the validator against vLLM
+test-engine: setup engine engine-versions ## The engines against each other, and the validator against vLLM
 	@echo "== the real engine"
 	$(BIN)/python -m pytest tests/engine -q --adapters $(ADAPTERS) --seed $(SEED)
 
@@ -84,7 +87,7 @@ docs: ## Generate docs/problems.md and docs/recipe.md
 	$(BIN)/python -m loradrop_training.recipe > docs/recipe.md
 
 clean: ## Remove what was made: environments, caches, builds
-	rm -rf $(VENV) $(TOOLS) .engine .cache build loradrop.egg-info .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) .engine .engine-versions .cache build loradrop.egg-info .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.installed: requirements-dev.txt constraints.txt functions/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "loradrop needs Python 3.11 or newer; name one with PYTHON=…")'

@@ -15,6 +15,7 @@ from loradrop.names import answers_key
 from loradrop.problems import clipped, printable
 from loradrop.smoke import (
     Answer,
+    ContainerKind,
     SmokePrompt,
     compare,
     health_problem,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 s3 = boto3.client("s3", config=CLIENT_CONFIG)
 invoker = boto3.client("sagemaker-runtime", config=INVOKE_CONFIG)
 default_prompts = parse_smoke_prompts(setting("SMOKE_PROMPTS").encode())
+container_kind = ContainerKind(setting("CONTAINER_KIND"))
 
 MAX_SHOWN_CHARACTERS = 200
 MAX_SUMMARY_CHARACTERS = 1_500
@@ -119,7 +121,7 @@ def _invoke(placement: Placement, component: str, prompt: SmokePrompt) -> tuple[
             EndpointName=placement.endpoint,
             InferenceComponentName=component,
             ContentType="application/json",
-            Body=json.dumps(prompt.payload()).encode(),
+            Body=json.dumps(prompt.payload(container_kind)).encode(),
         )
         body = response["Body"].read()
     except ClientError as error:

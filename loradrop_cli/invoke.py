@@ -32,7 +32,7 @@ def invoke(arguments: argparse.Namespace) -> int:
 
 
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:
-    """In LMI's schema for chat or, where --raw gives the whole prompt, in its own."""
+    """In OpenAI's schema for chat or, where --raw gives the whole prompt, for a completion: both kinds of container have them."""
     text = _stdin() if arguments.text == ["-"] else " ".join(arguments.text)
     for given in (text, arguments.system or ""):
         if any("\ud800" <= character <= "\udfff" for character in given):  # as Python holds bytes of the command line
@@ -43,7 +43,7 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.raw:
         if arguments.system is not None:
             raise CommandError("--system does not go with --raw: put the system message into the prompt.")
-        return {"inputs": text, "parameters": {"max_new_tokens": arguments.max_tokens, **sampling}}
+        return {"prompt": text, "max_tokens": arguments.max_tokens, **sampling}
     messages = [{"role": "user", "content": text}]
     if arguments.system is not None:
         messages.insert(0, {"role": "system", "content": arguments.system})

@@ -5,15 +5,26 @@ import contextlib
 import importlib
 import io
 import os
+import shlex
 import signal
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from loradrop import __version__
-from loradrop.packing import PackingError, adapter_below, check_output, own_entries, package, part_beside, size_of
+from loradrop.packing import (
+    PackingError,
+    adapter_below,
+    check_output,
+    own_entries,
+    package,
+    part_beside,
+    size_of,
+    validate_folder,
+)
 from loradrop.problems import ProblemCode
 from loradrop.profile import (
     DEFAULT_ENGINE_VERSION,
@@ -29,6 +40,7 @@ from loradrop_training.arguments import DESCRIPTION, RECIPE_DESCRIPTION, add_arg
 
 from .capacity import DEFAULT_HOURLY_PRICE, DEFAULT_INSTANCE, INSTANCES, plan
 from .exit_codes import ExitCode, exit_codes_help
+from .mending import NotMendableError, mending_of
 from .tables import code_document, code_lines, print_report
 from .terminal import CommandError, Progress, megabytes, safe, safe_text
 from .validating import ProfileChoice, validate_path, validate_stream
@@ -46,6 +58,7 @@ examples:
   loradrop validate out/checkpoint-500 --base tiny-llama --json
   aws s3 cp s3://bucket/acme.tar.gz - | loradrop validate -
   loradrop package out/checkpoint-500 -o acme.tar.gz
+  loradrop package adapters -o acme.tar.gz --mend
   loradrop train sentiment-tiny
   loradrop train chats.jsonl --dry-run
   loradrop push acme.tar.gz --stack loradrop-dev
@@ -147,10 +160,16 @@ def _parser() -> argparse.ArgumentParser:
         "package",
         "make a flat, reproducible tarball of an adapter",
         f"Packages {', '.join(ADAPTER_FILES)} (where it exists) and nothing else.\n"
-        "An adapter that would be rejected is not written.",
+        "An adapter that would be rejected is not written. Where mending its form is enough, that is offered.",
     )
     pack.add_argument("folder", metavar="DIR", type=Path, help="folder that holds adapter_config.json")
     _add_output(pack, "FILE.tar.gz", "tarball to write")
+    pack.add_argument(
+        "--mend",
+        action="store_true",
+        help="mend what takes no guess, and say what: names with wrappers or an adapter's name in them, the base's own weights, a "
+        "folder around the adapter, dtypes that are cast anyway, mlx-lm's form; DIR is not changed",
+    )
     _add_base(pack)
     pack.set_defaults(run=_package)
 
@@ -443,15 +462,66 @@ def _package(arguments: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise CommandError(f"{folder} is not a folder; name the one that holds {ADAPTER_FILES[0]}.")
     check_output(output, force=arguments.force)
-    entries = own_entries(folder)
-    with Progress("packaging", size_of(entries)) as progress:
-        report = package(folder, output, choice.profile, progress.advance, choice.choose)
-    print_report(report, str(folder), choice, as_json=arguments.json)
+    changes: list[str] | None = None
+    notes: list[str] = []
+    if arguments.mend:
+        changes, report, notes = _packaged_mended(folder, output, choice)
+    else:
+        with Progress("packaging", size_of(own_entries(folder))) as progress:
+            report = package(folder, output, choice.profile, progress.advance, choice.choose)
+    print_report(report, str(folder), choice, as_json=arguments.json, changes=changes)
     if not arguments.json:
+        if not report.accepted and not arguments.mend:
+            notes = _offer(arguments, choice)
         print()
-        for line in _package_notes(folder, output, report):
+        for line in (*notes, *_package_notes(folder, output, report)):
             print(safe(line))
     return ExitCode.DONE if report.accepted else ExitCode.REJECTED
+
+
+def _packaged_mended(
+    folder: Path, output: Path, choice: ProfileChoice
+) -> tuple[list[str], ValidationReport, list[str]]:
+    """What was changed, the report on what was written, and both for a person. What cannot be mended is packaged as it is."""
+    changes, notes, source = [], [], folder
+    with tempfile.TemporaryDirectory(prefix=".loradrop-", dir=output.parent) as written:
+        try:
+            mending = mending_of(folder, choice.choose)
+            if mending.changes:
+                mending.write(Path(written))
+                source, changes = Path(written), mending.changes
+            notes = [f"Mended: {change}." for change in changes] or ["There was nothing to mend."]
+        except NotMendableError as error:
+            notes = [f"Not mended: {error}"]
+        with Progress("packaging", size_of(own_entries(source))) as progress:
+            return changes, package(source, output, choice.profile, progress.advance, choice.choose), notes
+
+
+def _offer(arguments: argparse.Namespace, choice: ProfileChoice) -> list[str]:
+    """Where mending makes a rejected adapter an accepted one: what it would do, and the command."""
+    folder, output = arguments.folder, arguments.output
+    with tempfile.TemporaryDirectory(prefix=".loradrop-", dir=output.parent) as written:
+        try:
+            mending = mending_of(folder, choice.choose)
+            if mending.changes:
+                mending.write(Path(written))
+        except NotMendableError:
+            return []
+        if not mending.changes:
+            return []
+        if not validate_folder(Path(written), choice.profile, lambda _: None, choice.choose).accepted:
+            return []
+    given = (("--base", arguments.base), ("--max-rank", arguments.max_rank), ("--engine", arguments.engine))
+    options = [word for name, value in given if value is not None for word in (name, str(value))]
+    words = ["loradrop", "package", str(folder), "-o", str(output), *options, "--mend"]
+    command = shlex.join([*words, *(["--force"] if arguments.force else [])])
+    changes = [f"  {change}" for change in mending.changes]
+    return [
+        "It can be mended without changing a number, but by a cast that is named here:",
+        *changes,
+        f"  {command}",
+        "",
+    ]
 
 
 def _package_notes(folder: Path, output: Path, report: ValidationReport) -> list[str]:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -33,12 +33,19 @@ which failed on such an adapter or served it wrongly: [engine.md](engine.md).
 
 
 def print_report(
-    report: ValidationReport, what: str, choice: ProfileChoice, *, as_json: bool = False, as_markdown: bool = False
+    report: ValidationReport,
+    what: str,
+    choice: ProfileChoice,
+    *,
+    as_json: bool = False,
+    as_markdown: bool = False,
+    changes: Sequence[str] | None = None,
 ) -> None:
-    """`what`: the path that was validated, or what stands for one."""
+    """`what`: the path that was validated, or what stands for one. `changes`: what was mended before."""
     source = _source(what)
     if as_json:
-        lines: Iterable[str] = [json.dumps(report.to_dict(), indent=2)]
+        more = {} if changes is None else {"mended": list(changes)}
+        lines: Iterable[str] = [json.dumps({**report.to_dict(), **more}, indent=2)]
     elif as_markdown:
         lines = rendering.markdown(report, what, choice.profile, source=source)
     else:

@@ -20,7 +20,9 @@ _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 # vLLM refuses from this version what older ones leave unread, and so serve wrongly: initialisations that it does not know,
 # and the features below.
 _REFUSES_FEATURES = (0, 32)
-_REFUSES_NEGATIVE_RANKS = (0, 31)
+_REFUSES_NEGATIVE_RANKS = (0, 26)
+# From this version on the heads of classifiers may be among modules_to_save, on any base.
+_TAKES_HEADS = (0, 31)
 # Features of PEFT that the engine does not have; a true value switches them on.
 _REFUSED_FEATURES = ("alora_invocation_tokens", "layer_replication", "use_qalora", "use_bdlora")
 # And those that no version of the engine has a name for. The first three are activated LoRA as it was before PEFT had it.
@@ -34,11 +36,53 @@ _UNREAD_FEATURES = (
     "kasa_config",
     "monteclora_config",
 )
-# With a value these say how the training began or ran, and nothing about what was saved.
+# Looked at by rules of their own.
+_JUDGED = frozenset(
+    {
+        *(
+            *REQUIRED_KEYS,
+            "peft_type",
+            "bias",
+            "use_dora",
+            "use_rslora",
+            "lora_bias",
+            "modules_to_save",
+            "init_lora_weights",
+        ),
+        *("rank_pattern", "alpha_pattern", "base_model_name_or_path"),
+    }
+)
+# With a value these say how the training began or ran, or what wrote the file, and nothing about what was saved: of PEFT 0.3 to 0.21,
+# and of ms-swift.
 _HARMLESS = frozenset(
     {
-        *("use_rslora", "use_dora", "megatron_config", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-        *("runtime_config", "peft_config", "quantization_config"),
+        *(
+            "megatron_config",
+            "megatron_core",
+            "loftq_config",
+            "eva_config",
+            "corda_config",
+            "lora_ga_config",
+            "velora_config",
+        ),
+        *(
+            "runtime_config",
+            "peft_config",
+            "quantization_config",
+            "auto_mapping",
+            "task_type",
+            "inference_mode",
+            "revision",
+        ),
+        *(
+            "fan_in_fan_out",
+            "lora_dropout",
+            "layers_to_transform",
+            "layers_pattern",
+            "exclude_modules",
+            "qalora_group_size",
+        ),
+        *("ensure_weight_tying", "peft_version", "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "merge_weights"),
     }
 )
 # A regular expression of a stranger may run for ever. Taken are plain names, of parts that a base has, so that it makes no
@@ -176,7 +220,7 @@ class AdapterConfig:
             ("alpha_pattern", self.alpha_pattern, self.lora_alpha),
         ):
             entry = _first(entries, module_path)
-            if entry is not None and default is not None and entry.value != default:
+            if entry is not None and default is not None and not _is_same(entry.value, default):
                 return name
         return None
 
@@ -219,7 +263,8 @@ def read_config(data: bytes, profile: BaseProfile, policy: Policy, problems: Pro
                 ProblemCode.CONFIG_KEY_MISSING, f"{CONFIG_FILE} has no {key!r}, which the engine requires.", place=key
             )
     _check_features(entries, profile, problems)
-    r = _rank(entries["r"], "r", profile, problems) if "r" in entries else None
+    uses_rslora = bool(entries.get("use_rslora"))
+    r = _rank(entries["r"], "r", profile, problems, uses_rslora=uses_rslora) if "r" in entries else None
     alpha = _alpha(entries["lora_alpha"], "lora_alpha", problems) if "lora_alpha" in entries else None
     is_read = profile.honours_patterns
     ranks = _pattern(entries, "rank_pattern", r, profile, problems)
@@ -236,7 +281,7 @@ def read_config(data: bytes, profile: BaseProfile, policy: Policy, problems: Pro
     return AdapterConfig(
         r=r if ranks is not None else None,
         lora_alpha=alpha if alphas is not None else None,
-        use_rslora=bool(entries.get("use_rslora")),
+        use_rslora=uses_rslora,
         rank_pattern=ranks or (),
         alpha_pattern=alphas or (),
         is_pattern_read=is_read,
@@ -265,18 +310,21 @@ def _check_features(entries: Mapping[str, object], profile: BaseProfile, problem
         )
     if entries.get("lora_bias"):
         problems.add(
-            ProblemCode.LORA_BIAS_UNSUPPORTED, "lora_bias is true; the engine cannot add biases.", place="lora_bias"
+            ProblemCode.LORA_BIAS_UNSUPPORTED,
+            "lora_bias is true; the engine cannot add biases.",
+            place="lora_bias",
+            consequence=otherwise,
         )
     if entries.get("modules_to_save"):
         problems.add(
             ProblemCode.MODULES_TO_SAVE_UNSUPPORTED,
             f"modules_to_save is {shown(entries['modules_to_save'])}; whole modules cannot be served, only LoRA.",
             place="modules_to_save",
-            consequence=_consequence_of_modules_to_save(entries["modules_to_save"]),
+            consequence=_consequence_of_modules_to_save(entries["modules_to_save"], profile),
         )
     _check_init(entries.get("init_lora_weights"), profile, problems)
     for key, value in entries.items():
-        if not value or key in _HARMLESS:
+        if not value or key in _JUDGED or key in _HARMLESS:
             continue
         if key in _REFUSED_FEATURES or key in _UNREAD_FEATURES:
             problems.add(
@@ -285,7 +333,7 @@ def _check_features(entries: Mapping[str, object], profile: BaseProfile, problem
                 place=key,
                 consequence=otherwise if key in _REFUSED_FEATURES else Consequence.SILENT,
             )
-        elif (key.startswith("use_") and value is True) or (key.endswith("_config") and isinstance(value, dict)):
+        elif not _is_detail(key, value):
             problems.add(
                 ProblemCode.UNKNOWN_FLAG,
                 f"{shown(key)} is {shown(value)}; this validator does not know that setting, and the engine ignores it.",
@@ -293,9 +341,16 @@ def _check_features(entries: Mapping[str, object], profile: BaseProfile, problem
             )
 
 
-def _consequence_of_modules_to_save(value: object) -> Consequence:
-    """The engine lets the heads of classifiers pass, also on a base that generates."""
-    is_heads = isinstance(value, list | dict) and all(item in _HEADS for item in value)
+def _is_detail(key: str, value: object) -> bool:
+    """Of an unknown setting: whether it switches nothing on. The next PEFT's numbers have defaults, and would be in every file."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number or key.startswith("_") or key.endswith("_version")
+
+
+def _consequence_of_modules_to_save(value: object, profile: BaseProfile) -> Consequence:
+    is_heads = (
+        profile.engine >= _TAKES_HEADS and isinstance(value, list | dict) and all(item in _HEADS for item in value)
+    )
     return Consequence.SILENT if is_heads else Consequence.FAIL
 
 
@@ -330,7 +385,9 @@ def _check_init(init: object, profile: BaseProfile, problems: Problems) -> None:
         )
 
 
-def _rank(value: object, place: str, profile: BaseProfile, problems: Problems) -> int | None:
+def _rank(
+    value: object, place: str, profile: BaseProfile, problems: Problems, *, uses_rslora: bool = False
+) -> int | None:
     rank = int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
     is_pattern = place != "r"  # where 8.0 is refused
     if isinstance(value, bool) or rank < 1 or rank != value or (is_pattern and not isinstance(value, int)):
@@ -338,7 +395,7 @@ def _rank(value: object, place: str, profile: BaseProfile, problems: Problems) -
             ProblemCode.RANK_INVALID,
             f"{shown_name(place)} is {shown(value)}; it must be a whole number of at least 1.",
             place=place,
-            consequence=_consequence_of_rank(value, profile, is_pattern=is_pattern),
+            consequence=_consequence_of_rank(value, profile, is_pattern=is_pattern, uses_rslora=uses_rslora),
         )
         return None
     if rank > profile.max_lora_rank:
@@ -351,11 +408,11 @@ def _rank(value: object, place: str, profile: BaseProfile, problems: Problems) -
     return rank
 
 
-def _consequence_of_rank(value: object, profile: BaseProfile, *, is_pattern: bool) -> Consequence:
-    """Python compares true, fractions and NaN without a complaint, and so does the engine."""
+def _consequence_of_rank(value: object, profile: BaseProfile, *, is_pattern: bool, uses_rslora: bool) -> Consequence:
+    """Python compares true, fractions and NaN without a complaint, and so does the engine; of a negative number it takes no root."""
     if not isinstance(value, int | float) or (is_pattern and not isinstance(value, int)):
         return Consequence.FAIL
-    if value < 0 and profile.engine < _REFUSES_NEGATIVE_RANKS:
+    if value < 0 and not uses_rslora and profile.engine < _REFUSES_NEGATIVE_RANKS:
         return Consequence.SILENT
     return Consequence.FAIL if value <= 0 or value > profile.max_lora_rank else Consequence.SILENT
 

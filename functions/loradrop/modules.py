@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from loradrop.adapter_config import AdapterConfig
-from loradrop.problems import Consequence, ProblemCode, Problems, shown
+from loradrop.problems import Consequence, Fix, FixKind, ProblemCode, Problems, shown
 from loradrop.profile import EMBEDDING_MODULE, HEAD_MODULE, BaseProfile
 from loradrop.safetensors import CAST_DTYPES, NATIVE_DTYPES, Tensor, Weights
 
@@ -17,7 +17,31 @@ _SUFFIXES = ((".lora_A.weight", "A"), (".lora_B.weight", "B"), (_EMBEDDING_A, "A
 _BASE_LAYER_PART = "base_layer"
 _BASE_LAYER = f".{_BASE_LAYER_PART}.weight"
 _SKIPPED = (f".{EMBEDDING_MODULE}{_BASE_LAYER}", f".{HEAD_MODULE}{_BASE_LAYER}")
+# What wrappers leave in the names of a model's parts; it stands anywhere in them.
+_WRAPPERS = {
+    "_orig_mod": "torch.compile",
+    "_fsdp_wrapped_module": "FSDP",
+    "_checkpoint_wrapped_module": "activation checkpointing",
+}
+# What stands before the path in the base: of DDP and DeepSpeed, of PEFT, and of the base as a part of a larger model.
+_OUTER_PARTS = frozenset({"module", "base_model", "model", "language_model"})
+_HALVES = frozenset(suffix.split(".")[1] for suffix, _ in _SUFFIXES)
+# Of the name of a module in a base, with all that stands around it.
+_MAX_NAME_CHARACTERS = 1000
+_MEND = Fix(FixKind.MEND)
+_FOREIGN_MARKS = (
+    *((wrapper, f"the wrapper of {of} is in it") for wrapper, of in _WRAPPERS.items()),
+    ("lora_unet", "it is in kohya's form, and adapts a model of images"),
+    ("lora_down", "it is in kohya's form, and not in PEFT's"),
+    ("lora_up", "it is in kohya's form, and not in PEFT's"),
+    (".attention.w", "it is in Mistral's own form, which keeps the rows of q and k in another order"),
+    (".feed_forward.w", "it is in Mistral's own form"),
+    (".lora_a", "it is in the form of mlx-lm, or torchtune's own"),
+    (".lora_b", "it is in the form of mlx-lm, or torchtune's own"),
+    ("v_head.", "it is the value head of a reward model"),
+)
 _TELLING_MARKS = (
+    *_FOREIGN_MARKS,
     ("lora_magnitude_vector", "it belongs to DoRA"),
     (".default", "the adapter's name is in it; save with save_pretrained, not with torch.save"),
     ("trainable_tokens", "trainable tokens are not served"),
@@ -31,6 +55,7 @@ _TELLING_MARKS = (
     ("vera_", "it belongs to VeRA"),
     ("oft_", "it belongs to OFT"),
     ("prompt_embeddings", "it belongs to prompt tuning"),
+    (".base_layer.", "it is the base's own weight"),
     (".weight", "it is a whole module (modules_to_save, or a trained embedding), not LoRA"),
 )
 # Trained, every row of their lora_B has changed. A fused projection may be made of its parts, of which one was not trained;
@@ -80,6 +105,7 @@ def match_modules(
                 ProblemCode.TENSOR_NAME_UNEXPECTED,
                 f"The engine does not accept the tensor name {shown(tensor.name)}{_why_unexpected(tensor.name)}.",
                 place=tensor.name,
+                fix=_fix_of_name(tensor.name, profile),
             )
             if side is not None:
                 elsewhere.setdefault(path, {})[side] = tensor
@@ -170,6 +196,55 @@ def _module_path(name: str) -> str:
     return name.replace(PEFT_PREFIX, "") if name.startswith(PEFT_PREFIX) else name
 
 
+@dataclass(frozen=True, slots=True)
+class MendedName:
+    """The name by which the engine finds a tensor, and the adapter's name that stood in the old one."""
+
+    name: str
+    adapter: str | None
+
+
+def mended_name(name: str, profile: BaseProfile) -> MendedName | None:
+    """Without wrappers, prefixes and an adapter's name; None where no module of this base is meant, whatever stands before it."""
+    side, path = _split(name)
+    if side is not None and _is_in_base(path, profile):
+        return MendedName(name, None)
+    parts = [part for part in name[: _MAX_NAME_CHARACTERS + 1].split(".") if part not in _WRAPPERS]
+    has_weight = parts[-1] == "weight"
+    parts = parts[:-1] if has_weight else parts
+    end = next((end for end in (len(parts) - 1, len(parts) - 2) if end > 0 and parts[end] in _HALVES), 0)
+    if end == 0 or len(name) > _MAX_NAME_CHARACTERS:
+        return None
+    half, adapter, parts = parts[end], ".".join(parts[end + 1 :]) or None, parts[:end]
+    is_embedding = half.startswith("lora_embedding")
+    if not is_embedding and not has_weight:
+        return None
+    while len(parts) > 1 and parts[0] in _OUTER_PARTS:
+        del parts[0]
+    path = ".".join(parts)
+    found = next((full for full in (path, f"model.{path}") if _is_in_base(full, profile)), None)
+    return (
+        None
+        if found is None
+        else MendedName(f"{PEFT_PREFIX}{found}.{half}{'' if is_embedding else '.weight'}", adapter)
+    )
+
+
+def is_base_layer(name: str) -> bool:
+    """Whether it is a weight of the base itself, which PEFT keeps under that name beside a LoRA of it, and never trains."""
+    return ".".join(name.split(".")[-2:]) in (f"{_BASE_LAYER_PART}.weight", f"{_BASE_LAYER_PART}.bias")
+
+
+def _is_in_base(path: str, profile: BaseProfile) -> bool:
+    module, layer = path.rpartition(".")[2], _LAYER.match(path)
+    return module in profile.lora_modules and path == profile.module_path(module, int(layer[1]) if layer else 0)
+
+
+def _fix_of_name(name: str, profile: BaseProfile) -> Fix | None:
+    mended = mended_name(name, profile)
+    return _MEND if is_base_layer(name) or (mended is not None and mended.name != name) else None
+
+
 def _check_base_layer(tensor: Tensor, profile: BaseProfile, problems: Problems) -> None:
     """Of the base's own embeddings, in their shape. Anything else is ballast that fills the host's memory."""
     path = _module_path(tensor.name).removesuffix(_BASE_LAYER)
@@ -182,6 +257,7 @@ def _check_base_layer(tensor: Tensor, profile: BaseProfile, problems: Problems) 
         f"{shown(tensor.name)} is {shown(tensor.shape)}; of the base's own weights only those of "
         f"{' and '.join(sorted(embeddings))} may be there, as {shown(expected)}.",
         place=tensor.name,
+        fix=_MEND,
     )
 
 
@@ -210,7 +286,10 @@ def _locate(path: str, name: str, profile: BaseProfile, problems: Problems) -> t
         return module, layer
     # The engine does not look at the module's name then, and finds none of it in the base.
     consequence = Consequence.SILENT if _BASE_LAYER_PART in name else None
-    problems.add_grouped(code, f"{shown(path)} {message}", place=name, consequence=consequence)
+    if (why := next((why for mark, why in _FOREIGN_MARKS if mark in name), None)) is not None:
+        message = f"{message.removesuffix('.')} ({why})."
+    fix = _fix_of_name(name, profile)
+    problems.add_grouped(code, f"{shown(path)} {message}", place=name, consequence=consequence, fix=fix)
     return None
 
 

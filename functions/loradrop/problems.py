@@ -264,7 +264,8 @@ class ProblemCode(StrEnum):
         Severity.ERROR,
         Consequence.FAIL,
         "There is no `adapter_model.safetensors` at the root.",
-        "Save with `model.save_pretrained(FOLDER)`, without `safe_serialization=False`.",
+        "Save with `model.save_pretrained(FOLDER)`, without `safe_serialization=False`. For the files of other trainers, "
+        "the message names their own switch, and `loradrop package --mend` converts those of mlx-lm.",
     )
     WRAPPING_FOLDER = (
         "WRAPPING_FOLDER",
@@ -445,8 +446,7 @@ class ProblemCode(StrEnum):
         "UNKNOWN_FLAG",
         Severity.WARNING,
         Consequence.NONE,
-        "A setting that this validator does not know is on: a key `use_…` or `…_config`, or another initialisation. It may "
-        "have a meaning that the engine ignores.",
+        "A setting that this validator does not know has a value. It may have a meaning that the engine ignores.",
         "Compare the served answers with those of PEFT.",
     )
     BASE_MODEL_DIFFERS = (
@@ -556,7 +556,7 @@ class ProblemCode(StrEnum):
         "The engine does not accept a tensor's name. It accepts `[base_model.model.]MODULE.lora_A.weight`, `….lora_B.weight`, "
         "`….lora_embedding_A`, `….lora_embedding_B`.",
         "Save with `save_pretrained`, not with `torch.save(model.state_dict())`; train without the feature that made "
-        "the tensor.",
+        "the tensor. Wrappers and an adapter's name in it: `loradrop package FOLDER -o adapter.tar.gz --mend`.",
     )
     BASE_LAYER_UNEXPECTED = (
         "BASE_LAYER_UNEXPECTED",
@@ -564,7 +564,7 @@ class ProblemCode(StrEnum):
         Consequence.UNSAFE,
         "A tensor named `….embed_tokens.base_layer.weight` or `….lm_head.base_layer.weight` is not the base's own, by its path "
         "and shape. The engine reads it into memory and then skips it.",
-        "Save with `save_pretrained(FOLDER, save_embedding_layers=False)`.",
+        "Save with `save_pretrained(FOLDER, save_embedding_layers=False)`, or let `loradrop package --mend` leave it out.",
     )
     MODULE_UNSUPPORTED = (
         "MODULE_UNSUPPORTED",
@@ -586,8 +586,8 @@ class ProblemCode(StrEnum):
         Consequence.SILENT,
         "A tensor's module does not exist in the base: its last name is right, the path before it is not. Nothing "
         "would be applied.",
-        "Train on the base that is served, loaded by `AutoModelForCausalLM`; a wrapper (Unsloth, a multimodal model, "
-        "DeepSpeed) may have renamed the modules.",
+        "Train on the base that is served, loaded by `AutoModelForCausalLM`. Where a wrapper (torch.compile, FSDP, DeepSpeed, a "
+        "multimodal model) renamed the modules: `loradrop package FOLDER -o adapter.tar.gz --mend`.",
     )
     LAYER_OUT_OF_RANGE = (
         "LAYER_OUT_OF_RANGE",
@@ -713,6 +713,7 @@ class FixKind(StrEnum):
 
     REPACKAGE = "repackage"  # unpack the tarball and package `folder` in it ("" for all of it)
     CONVERT_PICKLE = "convert_pickle"  # unpack it, convert adapter_model.bin in `folder`, package that
+    MEND = "mend"  # unpack it, and package it with `--mend`
     SAVE_AGAIN = "save_again"  # save with save_pretrained and package the result
     PACKAGE_FOLDER = "package_folder"  # package the folder that the tarball was made of
     COMPRESS_AGAIN = "compress_again"  # several gzip streams into one

@@ -64,6 +64,9 @@ def steps(fix: Fix, source: Source) -> Steps:
     match fix.kind:
         case FixKind.REPACKAGE:
             text, commands = "Package the adapter's own files again:", _repackage(fix.folder, source)
+        case FixKind.MEND:
+            text = "Package it again, with its names and form mended; no number is changed:"
+            commands = _repackage(fix.folder, source, options=" --mend")
         case FixKind.CONVERT_PICKLE:
             text = "Convert the weights to safetensors, and package them:"
             commands = _repackage(fix.folder, source, is_converted=True)
@@ -105,7 +108,7 @@ def steps(fix: Fix, source: Source) -> Steps:
     return Steps(text, commands)
 
 
-def _repackage(folder: str, source: Source, *, is_converted: bool = False) -> tuple[str, ...]:
+def _repackage(folder: str, source: Source, *, is_converted: bool = False, options: str = "") -> tuple[str, ...]:
     """One line: each command runs only if the one before it did its work."""
     unpacked, commands = source.location, []
     if not source.is_folder:
@@ -120,7 +123,7 @@ def _repackage(folder: str, source: Source, *, is_converted: bool = False) -> tu
         before, after = f"{path}/adapter_model.bin", f"{path}/adapter_model.safetensors"
         commands.append(f'python -c "{_CONVERT}" {_quoted(before)} {_quoted(after)}')
     output = _fixed(source)
-    commands.append(f"loradrop package {_quoted(path)} -o {_quoted(output)}")
+    commands.append(f"loradrop package {_quoted(path)} -o {_quoted(output)}{options}")
     return (" && ".join(commands), *_upload(source, output))
 
 

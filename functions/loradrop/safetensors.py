@@ -5,8 +5,10 @@ The format: a little-endian u64 N, then N bytes of JSON that name each tensor's 
 
 import functools
 import math
+import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from loradrop.archive import Body
 from loradrop.policy import Policy
@@ -419,3 +421,17 @@ def all_zero(values: bytes, layout: Float | SmallFloat) -> bool:
 @functools.lru_cache(maxsize=8)
 def _repeated(element: int, bytes_each: int, count: int) -> int:
     return int.from_bytes(element.to_bytes(bytes_each, "little") * count, "little")
+
+
+def read_layout(path: Path, policy: Policy) -> tuple[Weights, int] | None:
+    """The tensors of a file, without a look at their values, and where its data begins; None where the validator would refuse its form."""
+    problems = Problems()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        begin = LENGTH_BYTES + length
+        if begin > size or length > policy.max_header_bytes:
+            return None
+        weights = _read_header(file.read(length), policy, problems)
+    is_whole = weights is not None and _check_places(weights, size - begin, problems)
+    return None if weights is None or not is_whole or problems.errors() else (weights, begin)

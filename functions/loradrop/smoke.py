@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from types import FrameType
 from typing import Any
 
@@ -37,6 +38,13 @@ class SmokePromptsInvalidError(ValueError):
     """`smoke.jsonl` can't be used; the message says which line, what was found and what is allowed."""
 
 
+class ContainerKind(StrEnum):
+    """The base's container: AWS's LMI, or AWS's vLLM container for SageMaker, which has OpenAI's schemas alone."""
+
+    LMI = "lmi"
+    VLLM = "vllm"
+
+
 @dataclass(frozen=True, slots=True)
 class SmokePrompt:
     """One question. `expect` is a substring of the right answer, or a regular expression between slashes."""
@@ -45,10 +53,13 @@ class SmokePrompt:
     parameters: dict[str, Any] = field(default_factory=dict)
     expect: str | None = None
 
-    def payload(self) -> dict[str, Any]:
-        """The body for `invoke_endpoint`: LMI's `inputs` + `parameters` schema, greedy, with token details."""
-        parameters = {"max_new_tokens": DEFAULT_NEW_TOKENS, **self.parameters, "temperature": 0, "details": True}
-        return {"inputs": self.inputs, "parameters": parameters}
+    def payload(self, kind: ContainerKind = ContainerKind.LMI) -> dict[str, Any]:
+        """The body for `invoke_endpoint`, greedy, with a log-probability for each token: LMI's own schema, or a completion of OpenAI's."""
+        parameters = {"max_new_tokens": DEFAULT_NEW_TOKENS, **self.parameters, "temperature": 0}
+        if kind is ContainerKind.LMI:
+            return {"inputs": self.inputs, "parameters": parameters | {"details": True}}
+        max_tokens = parameters.pop("max_new_tokens")
+        return {"prompt": self.inputs, "max_tokens": max_tokens, **parameters, "logprobs": 1}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -176,13 +187,16 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 def parse_answer(body: bytes) -> Answer:
-    """The answer in a response of LMI's `inputs` schema.
+    """The answer in a response of LMI's `inputs` schema, or to a completion of OpenAI's.
 
-    Raises ValueError if it holds no `generated_text`: an error object, say, which LMI can send with status 200.
+    Raises ValueError if it holds none: an error object, say, which LMI can send with status 200.
     """
     response = json.loads(body)
     if isinstance(response, list) and len(response) == 1:
         response = response[0]
+    choices = response.get("choices") if isinstance(response, dict) else None
+    if isinstance(choices, list) and len(choices) == 1 and isinstance(choices[0], dict) and "text" in choices[0]:
+        return _completion(choices[0])
     if not isinstance(response, dict) or not isinstance(response.get("generated_text"), str):
         raise ValueError(  # noqa: TRY004
             f"The container's answer holds no generated_text: {body[:300].decode(errors='replace')}"
@@ -200,6 +214,18 @@ def parse_answer(body: bytes) -> Answer:
         text=response["generated_text"],
         tokens=tuple(str(token.get("text")) for token in tokens),
         logprobs=tuple(float(logprob) for logprob in logprobs),  # "NaN" is how some say it
+    )
+
+
+def _completion(choice: dict[str, Any]) -> Answer:
+    found = choice.get("logprobs")
+    tokens, logprobs = (found.get("tokens"), found.get("token_logprobs")) if isinstance(found, dict) else (None, None)
+    if not isinstance(tokens, list) or not isinstance(logprobs, list) or len(tokens) != len(logprobs):
+        tokens, logprobs = [], []
+    return Answer(
+        text=str(choice["text"]),
+        tokens=tuple(str(token) for token in tokens),
+        logprobs=tuple(math.nan if logprob is None else float(logprob) for logprob in logprobs),
     )
 
 

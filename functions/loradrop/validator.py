@@ -17,6 +17,7 @@ from loradrop.profile import BaseProfile
 from loradrop.safetensors import WEIGHTS_FILE, Weights, read_weights
 from loradrop.smoke import SmokePrompt, SmokePromptsInvalidError, parse_smoke_prompts
 from loradrop.stream import ArchiveError, BinaryStream, Unpacked
+from loradrop.trainers import trainer_of
 from loradrop.validation_report import FileEntry, Manifest, ValidationReport
 
 SMOKE_FILE = "smoke.jsonl"
@@ -298,6 +299,7 @@ class _Validation:
         if self.is_cut_short:
             return  # it may well be in the part that could not be read
         found = ", ".join(sorted(folder.names)[:8]) or "no file"
+        told = trainer_of(entry.name for entry in self._files)
         for name, code in (
             (CONFIG_FILE, ProblemCode.CONFIG_FILE_MISSING),
             (WEIGHTS_FILE, ProblemCode.WEIGHTS_FILE_MISSING),
@@ -305,11 +307,16 @@ class _Validation:
             if name in folder.names:
                 continue
             is_pickled = name == WEIGHTS_FILE and PICKLED_WEIGHTS in folder.names  # the engine would load that
+            message = f"The archive has no {name} at its root. It has {found}."
+            fix: Fix | None = Fix(FixKind.CONVERT_PICKLE if is_pickled else FixKind.SAVE_AGAIN)
+            if told is not None and not is_pickled:
+                message += f" {told[0]} is {told[1].advice}"
+                fix = told[1].fix
             self._problems.add(
                 code,
-                f"The archive has no {name} at its root. It has {found}.",
+                message,
                 place=name,
-                fix=Fix(FixKind.CONVERT_PICKLE if is_pickled else FixKind.SAVE_AGAIN),
+                fix=fix,
                 consequence=Consequence.POLICY if is_pickled else None,
             )
 

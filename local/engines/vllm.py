@@ -63,12 +63,16 @@ class LoraLimits:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "LoraLimits":
-        """From the environment of LMI's container."""
+        """From the environment of LMI's container, or of AWS's vLLM container."""
         default = cls()
+
+        def number(name: str, otherwise: int) -> int:
+            return int(environment.get(f"SM_VLLM_{name}", environment.get(f"OPTION_{name}", otherwise)))
+
         return cls(
-            max_loras=int(environment.get("OPTION_MAX_LORAS", default.max_loras)),
-            max_cpu_loras=int(environment.get("OPTION_MAX_CPU_LORAS", default.max_cpu_loras)),
-            max_lora_rank=int(environment.get("OPTION_MAX_LORA_RANK", default.max_lora_rank)),
+            max_loras=number("MAX_LORAS", default.max_loras),
+            max_cpu_loras=number("MAX_CPU_LORAS", default.max_cpu_loras),
+            max_lora_rank=number("MAX_LORA_RANK", default.max_lora_rank),
         )
 
 

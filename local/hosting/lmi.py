@@ -32,9 +32,12 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class Handler(StrEnum):
     ROLLING_BATCH = "rolling batch"
     ASYNC_VLLM = "async vLLM"
+    VLLM_CONTAINER = "AWS's vLLM container"  # OpenAI's schemas alone
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Handler":
+        if _is_vllm_container(environment):
+            return cls.VLLM_CONTAINER
         asynchronous = environment.get("OPTION_ASYNC_MODE", "").lower() == "true"
         return (
             cls.ASYNC_VLLM
@@ -52,23 +55,38 @@ class LoraOptions:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "LoraOptions":
-        """A container that sets no option of LMI's is another make, and has no limits that are known here."""
-        options = {name.upper(): value for name, value in environment.items() if name.upper().startswith("OPTION_")}
+        """A container that sets no option of LMI's or vLLM's is another make, and has no limits that are known here."""
+        options = _options(environment)
         if not options:
             return cls(max_rank=None)
-        if options.get("OPTION_ENABLE_LORA", "").lower() != "true":
+        may_update = environment.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "").lower() in ("1", "true")
+        if options.get("ENABLE_LORA", "").lower() != "true" or (_is_vllm_container(environment) and not may_update):
             return cls(max_rank=None, problem="LoRA is not enabled. Use `--enable-lora` to enable LoRA.")
-        return cls(max_rank=int(options.get("OPTION_MAX_LORA_RANK", DEFAULT_MAX_LORA_RANK)))
+        return cls(max_rank=int(options.get("MAX_LORA_RANK", DEFAULT_MAX_LORA_RANK)))
+
+
+def _is_vllm_container(environment: Mapping[str, str]) -> bool:
+    return any(name.startswith("SM_VLLM_") for name in environment)
+
+
+def _options(environment: Mapping[str, str]) -> dict[str, str]:
+    """Of the container's engine, under their own names: OPTION_X of LMI, SM_VLLM_X of AWS's vLLM container."""
+    prefix = "SM_VLLM_" if _is_vllm_container(environment) else "OPTION_"
+    return {
+        name.upper().removeprefix(prefix): value
+        for name, value in environment.items()
+        if name.upper().startswith(prefix)
+    }
 
 
 def start_problem(environment: Mapping[str, str]) -> str | None:
     """Why the engine does not start with this environment, in vLLM's words; None where it does."""
     if LoraOptions.of(environment).max_rank is None:
         return None
-    numbers = {}
+    numbers, options = {}, _options(environment)
     for name, default in (("MAX_LORA_RANK", DEFAULT_MAX_LORA_RANK), ("MAX_LORAS", DEFAULT_MAX_LORAS)):
-        numbers[name] = int(environment.get(f"OPTION_{name}", default))
-    loras, cpu_loras = numbers["MAX_LORAS"], int(environment.get("OPTION_MAX_CPU_LORAS", numbers["MAX_LORAS"]))
+        numbers[name] = int(options.get(name, default))
+    loras, cpu_loras = numbers["MAX_LORAS"], int(options.get("MAX_CPU_LORAS", numbers["MAX_LORAS"]))
     if numbers["MAX_LORA_RANK"] not in LORA_RANKS:
         return f"max_lora_rank ({numbers['MAX_LORA_RANK']}) must be one of {LORA_RANKS}."
     if loras < 1:
@@ -105,7 +123,7 @@ def answer(engine: Engine, adapter: str | None, body: bytes, handler: Handler, m
         if "prompt" in request:
             call = _openai_call(request, _text(request, "prompt"), default_max_tokens=16)
             return _answer(engine, adapter, call, _completion(model), _completion_chunks(model))
-        if "inputs" in request:
+        if "inputs" in request and handler is not Handler.VLLM_CONTAINER:
             call = _lmi_call(request, handler)
             return _answer(engine, adapter, call, _generated_text(handler), _generated_lines(handler))
         if "messages" in request:
@@ -114,6 +132,8 @@ def answer(engine: Engine, adapter: str | None, body: bytes, handler: Handler, m
             return _answer(engine, adapter, call, _chat_completion(model), _chat_chunks(model))
     except (ValueError, TypeError) as error:
         raise failure(str(error), 400) from error
+    if handler is Handler.VLLM_CONTAINER:
+        raise failure("Cannot find suitable handler for request. Expected one of: chat, completion", 400)
     raise _refusal("invalid payload. must contain prompt, inputs, or messages")
 
 

@@ -38,6 +38,7 @@ os.environ |= {
     "DEPLOY_ADAPTER_ARN": f"arn:aws:states:{REGION}:123456789012:stateMachine:DeployAdapter",
     "SMOKE_PROMPTS": '{"inputs": "Hello"}',
     "TENANTS": "acme, globex",
+    "CONTAINER_KIND": "lmi",
     "TOPIC_ARN": f"arn:aws:sns:{REGION}:123456789012:topic",
 }
 os.environ.pop("AWS_ENDPOINT_URL", None)

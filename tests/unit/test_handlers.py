@@ -365,6 +365,25 @@ class TestSmokeTestAdapter:
             result: dict[str, Any] = attempt.run("smoke_test_adapter")["smoke"]
             return result
 
+    def test_the_vllm_container_is_asked_in_the_schema_that_it_has(
+        self, stack: Resources, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        handler = importlib.import_module("smoke_test_adapter")
+        monkeypatch.setenv("CONTAINER_KIND", "vllm")
+        importlib.reload(handler)
+        try:
+            result = self.smoke(stack)
+            kept = json.loads(
+                stack.s3.get_object(Bucket="releases", Key=result["answers"].partition("releases/")[2])["Body"].read()
+            )
+        finally:
+            monkeypatch.undo()
+            importlib.reload(handler)
+        assert result["passed"]
+        assert all(
+            "log-probabilities" in one["compared_by"] or one["compared_by"] == "tokens" for one in kept["prompts"]
+        )
+
     def answers(self, stack: Resources, result: dict[str, Any]) -> list[dict[str, Any]]:
         bucket, _, key = result["answers"].removeprefix("s3://").partition("/")
         prompts: list[dict[str, Any]] = json.loads(stack.s3.get_object(Bucket=bucket, Key=key)["Body"].read())[

@@ -933,6 +933,7 @@ def test_a_component_that_comes_up_or_is_updated_is_not_deleted(hosting: Hosting
 
 
 LORA = {"OPTION_ENABLE_LORA": "true", "OPTION_MAX_LORA_RANK": "8"}
+VLLM = {"SM_VLLM_ENABLE_LORA": "true", "SM_VLLM_MAX_LORA_RANK": "8", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true"}
 
 
 def on(base: str) -> dict[str, Any]:
@@ -948,6 +949,9 @@ def on(base: str) -> dict[str, Any]:
         ({"OPTION_ENABLE_LORA": "true"}, 32, "LoRA rank 32 is greater than max_lora_rank 16."),
         ({"OPTION_ENABLE_LORA": "false"}, 8, "LoRA is not enabled."),
         ({"OPTION_MAX_MODEL_LEN": "8192"}, 8, "LoRA is not enabled."),
+        (VLLM, 8, None),
+        (VLLM, 16, "LoRA rank 16 is greater than max_lora_rank 8."),
+        (VLLM | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "false"}, 8, "LoRA is not enabled."),
     ],
 )
 def test_the_container_serves_the_adapters_that_it_was_started_for(
@@ -966,6 +970,7 @@ def test_the_container_serves_the_adapters_that_it_was_started_for(
     [
         ({"OPTION_MAX_LORA_RANK": "48"}, "max_lora_rank (48) must be one of"),
         ({"OPTION_MAX_LORAS": "0"}, "max_loras (0) must be greater"),
+        (VLLM | {"SM_VLLM_MAX_LORAS": "0"}, "max_loras (0) must be greater"),
         ({"OPTION_MAX_LORAS": "8", "OPTION_MAX_CPU_LORAS": "4"}, "max_cpu_loras (4) must be greater than or equal"),
     ],
 )

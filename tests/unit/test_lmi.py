@@ -11,7 +11,7 @@ from local.hosting.errors import ContainerError
 from local.hosting.lmi import Handler
 from tests.adapters import good_tarball
 
-BOTH = pytest.mark.parametrize("handler", Handler)
+BOTH = pytest.mark.parametrize("handler", [Handler.ROLLING_BATCH, Handler.ASYNC_VLLM])
 GREEDY: dict[str, Any] = {"temperature": 0, "max_new_tokens": 5}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Where is the sea?"}], "temperature": 0}
 
@@ -226,6 +226,16 @@ def test_a_completion_is_streamed(engine: StandInEngine) -> None:
 
 
 # What is refused
+
+
+def test_the_vllm_container_has_the_schemas_of_openai_alone(engine: StandInEngine) -> None:
+    handler = Handler.of({"SM_VLLM_MODEL": "base", "OPTION_ASYNC_MODE": "true"})
+    assert handler is Handler.VLLM_CONTAINER
+    assert ask(engine, {"prompt": "Once", "logprobs": 1}, handler)["choices"][0]["logprobs"]["token_logprobs"]
+    assert ask(engine, CHAT, handler)["choices"][0]["message"]["content"]
+    with pytest.raises(ContainerError) as refused:
+        ask(engine, {"inputs": "Hello"}, handler)
+    assert refused.value.status == 400
 
 
 @BOTH

@@ -3,6 +3,7 @@ import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from loradrop.smoke import (
     Answer,
+    ContainerKind,
     SmokePrompt,
     SmokePromptsInvalidError,
     compare,
@@ -70,6 +72,31 @@ def test_any_bytes_are_prompts_or_have_a_reason(data: bytes) -> None:
 def test_what_the_stack_sets_wins_over_the_prompt() -> None:
     payload = SmokePrompt("hi", {"max_new_tokens": 5}).payload()
     assert payload == {"inputs": "hi", "parameters": {"max_new_tokens": 5, "temperature": 0, "details": True}}
+
+
+def test_the_vllm_container_is_asked_in_the_schema_that_it_has() -> None:
+    prompt = SmokePrompt("hi", {"max_new_tokens": 5, "stop": ["."]})
+    assert prompt.payload(ContainerKind.VLLM) == {
+        "prompt": "hi",
+        "max_tokens": 5,
+        "temperature": 0,
+        "stop": ["."],
+        "logprobs": 1,
+    }
+    assert SmokePrompt("hi").payload(ContainerKind.VLLM)["max_tokens"] == 32
+
+
+def test_a_completion_is_read_with_its_log_probabilities() -> None:
+    choice: dict[str, Any] = {
+        "index": 0,
+        "text": " hi there",
+        "logprobs": {"text_offset": [0, 3], "token_logprobs": [-0.25, None], "tokens": [" hi", " there"]},
+    }
+    read = parse_answer(json.dumps({"object": "text_completion", "choices": [choice]}).encode())
+    assert (read.text, read.tokens, read.logprobs[0]) == (" hi there", (" hi", " there"), -0.25)
+    assert health_problem(read) is not None  # a null is no number
+    del choice["logprobs"]
+    assert parse_answer(json.dumps({"choices": [choice]}).encode()) == Answer(" hi there")
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,15 @@ import loradrop
 from loradrop.lifecycle import Outcome
 from loradrop.profile import DEFAULT_ENGINE_VERSION, load_profile
 from loradrop.reconcile import Repair
+from loradrop.smoke import ContainerKind
 from tests.template import TEMPLATE, Intrinsic, statements_of
 
 PARAMETERS: dict[str, Any] = TEMPLATE["Parameters"]
 RESOURCES: dict[str, dict[str, Any]] = TEMPLATE["Resources"]
 FUNCTIONS = {name: resource for name, resource in RESOURCES.items() if resource["Type"] == "AWS::Serverless::Function"}
 CONTAINER: dict[str, Any] = RESOURCES["BaseComponent"]["Properties"]["Specification"]["Container"]
+_IS_VLLM, _OF_VLLM, _OF_LMI = CONTAINER["Environment"].value
+ENVIRONMENTS: dict[str, dict[str, Any]] = {"vllm": _OF_VLLM, "lmi": _OF_LMI}
 # What https://docs.aws.amazon.com/step-functions/latest/dg/cw-logs.html asks for; the local cloud delivers no logs.
 LOG_DELIVERY = {
     "logs:CreateLogDelivery",
@@ -35,8 +38,39 @@ LOG_DELIVERY = {
 
 def test_container_and_validator_take_rank_from_one_parameter() -> None:
     validator = FUNCTIONS["ValidateAdapterFunction"]["Properties"]["Environment"]["Variables"]
-    assert CONTAINER["Environment"]["OPTION_MAX_LORA_RANK"] == validator["MAX_LORA_RANK"]
+    assert ENVIRONMENTS["lmi"]["OPTION_MAX_LORA_RANK"] == validator["MAX_LORA_RANK"]
+    assert ENVIRONMENTS["vllm"]["SM_VLLM_MAX_LORA_RANK"] == validator["MAX_LORA_RANK"]
     assert validator["MAX_LORA_RANK"] == Intrinsic("Ref", "MaxLoraRank")
+
+
+def test_each_kind_of_container_gets_the_same_engine_options_under_its_own_names() -> None:
+    assert PARAMETERS["ContainerKind"]["AllowedValues"] == [kind.value for kind in ContainerKind] == ["lmi", "vllm"]
+    assert _IS_VLLM == "IsVllmContainer"
+    options = {
+        kind: {
+            name.removeprefix(prefix): value for name, value in ENVIRONMENTS[kind].items() if name.startswith(prefix)
+        }
+        for kind, prefix in (("lmi", "OPTION_"), ("vllm", "SM_VLLM_"))
+    }
+    engine = ("TENSOR_PARALLEL_", "MAX_MODEL_LEN", "ENABLE_LORA", "MAX_LORAS", "MAX_CPU_LORAS", "MAX_LORA_RANK")
+    shared = [
+        {name.removesuffix("DEGREE").removesuffix("SIZE"): value for name, value in one.items()}
+        for one in options.values()
+    ]
+    for name in engine:
+        assert shared[0][name] == shared[1][name]
+    # vLLM's own words: "Only the requests fail" without it.
+    assert ENVIRONMENTS["vllm"]["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "true"
+    assert all(len(environment) <= 16 for environment in ENVIRONMENTS.values())  # CloudFormation's limit
+    smoke_test = FUNCTIONS["SmokeTestAdapterFunction"]["Properties"]["Environment"]["Variables"]
+    assert smoke_test["CONTAINER_KIND"] == Intrinsic("Ref", "ContainerKind")
+
+
+def test_the_containers_registry_is_known_in_every_region_of_the_default_instance() -> None:
+    regions = TEMPLATE["Mappings"]["ContainerRegistry"]
+    assert all(len(one["Account"]) == 12 and one["Account"].isdigit() for one in regions.values())
+    assert regions["us-east-1"]["Account"] == regions["eu-central-1"]["Account"] == "763104351884"
+    assert {"eu-south-1", "eu-central-2", "il-central-1", "ap-east-1"} <= regions.keys()
 
 
 def test_the_defaults_of_the_base_fit_each_other() -> None:
@@ -54,7 +88,8 @@ def test_nothing_of_the_base_is_made_beside_an_existing_one() -> None:
 
 
 def test_the_hub_token_is_referred_to_and_never_written() -> None:
-    token = CONTAINER["Environment"]["HF_TOKEN"]
+    token = ENVIRONMENTS["lmi"]["HF_TOKEN"]
+    assert token == ENVIRONMENTS["vllm"]["HF_TOKEN"]
     assert token.name == "If"
     assert token.value[1] == Intrinsic("Sub", "{{resolve:secretsmanager:${HubTokenSecretArn}}}")
     assert "token" not in str([one["Properties"].get("Environment") for one in FUNCTIONS.values()]).lower()

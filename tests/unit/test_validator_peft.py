@@ -1,5 +1,6 @@
 """Adapters as the installed PEFT makes them, over its options and over small architectures, validated by the rule book."""
 
+import dataclasses
 import io
 import json
 import warnings
@@ -143,6 +144,35 @@ def test_an_option_of_lora(name: str) -> None:
         report = validated(files, engine=engine)
         assert errors(report) == expected
         assert report.warnings == ()
+
+
+def test_every_setting_of_the_installed_peft_is_known() -> None:
+    """A new one has to be looked at: whether it changes what the saved matrices mean."""
+    names = [field.name for field in dataclasses.fields(LoraConfig)]
+    assert len(names) > 30
+    files = adapter_of(base("llama"), lora())
+    for name in names:
+        settings = json.loads(files["adapter_config.json"])
+        settings[name] = settings.get(name) or [1]
+        report = validated(files | {"adapter_config.json": json.dumps(settings).encode()})
+        assert not any(name in warning.message for warning in report.warnings), name
+
+
+def test_a_setting_that_nobody_knows_is_warned_about() -> None:
+    files = adapter_of(base("llama"), lora())
+    for name, value in {
+        "variant": "dora",
+        "use_magic": "yes",
+        "enable_x": True,
+        "new_cfg": {"a": 1},
+        "tokens": [1],
+    }.items():
+        settings = json.loads(files["adapter_config.json"]) | {name: value}
+        report = validated(files | {"adapter_config.json": json.dumps(settings).encode()})
+        assert report.accepted
+        assert [(one.code.name, one.place) for one in report.warnings] == [("UNKNOWN_FLAG", name)]
+    settings = json.loads(files["adapter_config.json"]) | {"new_dropout": 0.1, "_by": "me", "some_version": "1"}
+    assert validated(files | {"adapter_config.json": json.dumps(settings).encode()}).warnings == ()
 
 
 def test_ranks_and_scalings_by_pattern_are_those_of_peft() -> None:
