@@ -15,7 +15,7 @@ export SAM_CLI_TELEMETRY := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-PACKAGES := functions local training loradrop_cli loradrop_client benchmarks tests/local tests/engine
+PACKAGES := functions local training loradrop_cli loradrop_client loradrop_serve benchmarks tests/local tests/engine
 
 .PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests engine test-engine docs clean
 

@@ -99,6 +99,11 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
         ExitCode.FAILED: "some could not be repaired, or not finished before --timeout",
         **_OPERATING,
     },
+    "serve": {
+        ExitCode.INTERRUPTED: "ended by Ctrl-C",
+        ExitCode.TERMINATED: "ended by SIGTERM",
+        ExitCode.UNUSABLE: "wrong usage, an address that cannot be used, or AWS refused or could not be reached",
+    },
     "profile": {ExitCode.DONE: "the profile is written", **_READING},
     "codes": {ExitCode.DONE: "done", ExitCode.UNUSABLE: "wrong usage"},
 }

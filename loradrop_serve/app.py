@@ -1,0 +1,41 @@
+"""The application: the door, and the page."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .door import Door
+from .guard import LOOPBACK, Guard
+from .refusals import RefusalError
+
+
+def application(door: Door, *, token: str | None = None, hosts: tuple[str, ...] | None = LOOPBACK) -> Starlette:
+    @contextlib.asynccontextmanager
+    async def life(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        door.close()
+
+    return Starlette(
+        routes=door.routes(),
+        middleware=[Middleware(Guard, token=token, hosts=hosts)],
+        exception_handlers={RefusalError: _refused, HTTPException: _unknown},
+        lifespan=life,
+    )
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusalError)
+    return error.response()
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """No such path or method."""
+    assert isinstance(error, HTTPException)
+    said = f"{HTTPStatus(error.status_code).phrase}: {request.method} {request.url.path[:200]}"
+    return RefusalError(error.status_code, said, code="unknown_url").response()
