@@ -12,17 +12,22 @@ from starlette.responses import Response
 
 from .door import Door
 from .guard import LOOPBACK, Guard
+from .page import Page
 from .refusals import RefusalError
 
 
-def application(door: Door, *, token: str | None = None, hosts: tuple[str, ...] | None = LOOPBACK) -> Starlette:
+def application(
+    door: Door, page: Page | None = None, *, token: str | None = None, hosts: tuple[str, ...] | None = LOOPBACK
+) -> Starlette:
     @contextlib.asynccontextmanager
     async def life(_app: Starlette) -> AsyncIterator[None]:
         yield
         door.close()
+        if page is not None:
+            page.close()
 
     return Starlette(
-        routes=door.routes(),
+        routes=[*door.routes(), *(page.routes() if page is not None else [])],
         middleware=[Middleware(Guard, token=token, hosts=hosts)],
         exception_handlers={RefusalError: _refused, HTTPException: _unknown},
         lifespan=life,

@@ -17,6 +17,7 @@ from .app import application
 from .door import MAX_REQUESTS, Door, Models
 from .guard import LOOPBACK
 from .metrics import Metrics
+from .page import Page
 
 MIN_TOKEN_CHARACTERS = 16
 GRACE_SECONDS = 5
@@ -37,7 +38,8 @@ def serve(arguments: argparse.Namespace) -> int:
         )
     connection = Connection.of(arguments)
     listener = _listen(arguments.host, arguments.port)
-    app = application(door_of(connection), token=token, hosts=LOOPBACK if is_local and token is None else None)
+    page = Page(connection, read_only=arguments.read_only)
+    app = application(door_of(connection), page, token=token, hosts=LOOPBACK if is_local and token is None else None)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
