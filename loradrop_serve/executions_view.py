@@ -76,12 +76,18 @@ def execution_document(states: Any, arn: str) -> dict[str, Any]:
 
 
 def _states(events: Iterable[Mapping[str, Any]]) -> dict[str, _State]:
-    """By name. An event belongs to the state of the event before it: that holds for the iterations of a Map, too."""
+    """By name. An event belongs to the state of the event before it: that holds for the iterations of a Map, too.
+
+    Emulators leave out which event that was; then it is the one that came before.
+    """
     found: dict[str, _State] = {}
     of_event: dict[int, str] = {}
+    last: int = 0
     for event in events:
         kind, at = event["type"], event["timestamp"].timestamp()
-        name = event.get("stateEnteredEventDetails", {}).get("name") or of_event.get(event.get("previousEventId", 0))
+        of_itself = event.get("stateEnteredEventDetails") or event.get("stateExitedEventDetails") or {}
+        name = of_itself.get("name") or of_event.get(event.get("previousEventId", last))
+        last = event["id"]
         if name is None:
             continue
         of_event[event["id"]] = name
@@ -92,7 +98,7 @@ def _states(events: Iterable[Mapping[str, Any]]) -> dict[str, _State]:
             one = found[name]
             if kind in _CALLED:
                 one.calls, one.has_failed = one.calls + 1, False
-            elif kind.endswith(_FAILED):
+            elif kind.endswith(_FAILED) and not kind.startswith("Execution"):
                 details: Mapping[str, Any] = next((event[key] for key in _DETAILS if key in event), {})
                 one.has_failed = True
                 one.failure = Failure(details.get("error", kind), details.get("cause", "")).reason

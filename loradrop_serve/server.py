@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from loradrop.registry_reader import RegistryReader
 from loradrop_cli.connection import Connection
@@ -38,8 +39,8 @@ def serve(arguments: argparse.Namespace) -> int:
         )
     connection = Connection.of(arguments)
     listener = _listen(arguments.host, arguments.port)
-    page = Page(connection, read_only=arguments.read_only)
-    app = application(door_of(connection), page, token=token, hosts=LOOPBACK if is_local and token is None else None)
+    hosts = LOOPBACK if is_local and token is None else None
+    app = application_of(connection, token=token, hosts=hosts, read_only=arguments.read_only)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -58,7 +59,18 @@ def serve(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def door_of(connection: Connection) -> Door:
+def application_of(
+    connection: Connection,
+    *,
+    token: str | None = None,
+    hosts: tuple[str, ...] | None = LOOPBACK,
+    read_only: bool = False,
+) -> Starlette:
+    """Of one stack. Raises LoradropError."""
+    return application(_door_of(connection), Page(connection, read_only=read_only), token=token, hosts=hosts)
+
+
+def _door_of(connection: Connection) -> Door:
     stack = connection.stack
     base = Served(stack.output("BaseComponentName"), stack.output("EndpointName"))
     adapters = Adapters(

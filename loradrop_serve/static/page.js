@@ -324,7 +324,8 @@ async function adapterView(name) {
     const isChangeable = !session.read_only;
     const buttons = el("div", { class: "buttons" },
       live ? el("a", { class: "button", href: `#/ask/${encodeURIComponent(name)}` }, "Ask") : null,
-      isChangeable ? el("button", { onclick: () => change("rollback", name) }, "Roll back…") : null,
+      isChangeable && found.uploads.some((one) => one.outcome === "deployed" && one.release !== found.live_release)
+        ? el("button", { onclick: () => change("rollback", name) }, "Roll back…") : null,
       isChangeable && ["failed", "waiting", "rejected"].includes(found.state) ? el("button", { onclick: () => change("retry", name) }, "Try again…") : null,
       isChangeable && (live || found.state !== "removed") ? el("button", { class: "danger", onclick: () => change("remove", name) }, "Remove…") : null);
     const facts = live
@@ -342,7 +343,7 @@ async function adapterView(name) {
     const focused = document.activeElement && document.activeElement.id;
     body.replaceChildren(title(name, " ", badge(found.state)), found.reason ? el("p", { class: "reason" }, found.reason) : "",
       buttons, el("section", { class: "card wide" }, facts),
-      el("section", { class: "card wide" }, el("p", { class: "label" }, "OpenAI's API"), command(`curl ${location.origin}/v1/chat/completions -H 'Content-Type: application/json' -d '${JSON.stringify({ model: name, messages: [{ role: "user", content: "Hello" }] })}'`)),
+      live ? el("section", { class: "card wide" }, el("p", { class: "label" }, "OpenAI's API"), command(`curl ${location.origin}/v1/chat/completions -H 'Content-Type: application/json' -d '${JSON.stringify({ model: name, messages: [{ role: "user", content: "Hello" }] })}'`)) : "",
       el("h2", {}, "History"), line);
     if (focused) document.getElementById(focused)?.focus();
   }
@@ -481,6 +482,7 @@ async function executionView(arn) {
     const box = el("div", { class: "graph", tabindex: 0, role: "img", "aria-label": `${machine}: ${entered.map(([name, one]) => `${name} ${one.status}`).join(", ")}` }, graph.node);
     body.replaceChildren(title(machine, " ", badge(found.status)), el("p", { class: "mono small" }, found.name), head, link, cause, el("div", { class: "split" }, box, el("div", { class: "scroll" }, table)));
     if (place) [box.scrollLeft, box.scrollTop] = place;
+    else graph.reveal(box, entered.at(-1)?.[0]);
     if (!isTitled) { isTitled = true; body.querySelector("h1").focus({ preventScroll: true }); }
     if (found.status === "RUNNING") timer = setTimeout(draw, 1000);
   }
@@ -537,20 +539,21 @@ function drawnGraph(definition) {
       edges.push({ kind, points });
     }
   }
-  const spread = () => layers.forEach((layer) => {
-    let x = 0;
-    layer.forEach((item) => { item.x = x + item.width / 2; x += item.width + GAP; });
-    const middle = (x - GAP) / 2;
-    layer.forEach((item) => (item.x -= middle));
-  });
-  spread();
+  layers.forEach((layer) => layer.forEach((item, at) => (item.x = (at - (layer.length - 1) / 2) * WIDTH)));
   const mean = (list, fallback) => (list.length ? list.reduce((sum, one) => sum + one.x, 0) / list.length : fallback);
-  for (let round = 0; round < 8; round++) {
+  for (let round = 0; round < 24; round++) {
     for (const layer of round % 2 ? [...layers].reverse() : layers) {
       layer.forEach((item) => (item.wish = mean(round % 2 ? item.after : item.before, item.x)));
       layer.sort((a, b) => a.wish - b.wish);
+      // As near to its wish as its neighbours allow: pushed from the left, pushed from the right, and the mean of both.
+      const room = (a, b) => (a.width + b.width) / 2 + GAP;
+      const fromLeft = [], fromRight = [];
+      layer.forEach((item, at) => fromLeft.push(at ? Math.max(item.wish, fromLeft[at - 1] + room(layer[at - 1], item)) : item.wish));
+      for (let at = layer.length - 1; at >= 0; at--) {
+        fromRight[at] = at < layer.length - 1 ? Math.min(layer[at].wish, fromRight[at + 1] - room(layer[at], layer[at + 1])) : layer[at].wish;
+      }
+      layer.forEach((item, at) => (item.x = (fromLeft[at] + fromRight[at]) / 2));
     }
-    spread();
   }
   const all = layers.flat();
   const left = Math.min(...all.map((one) => one.x - one.width / 2)) - 24;
@@ -595,7 +598,12 @@ function drawnGraph(definition) {
       text.textContent = name.length > 22 ? `${name.slice(0, 21)}…` : name;
     }
   };
-  return { node, paint };
+  const reveal = (box, name) => {
+    const item = boxes.get(name)?.[2];
+    const share = node.getBoundingClientRect().height / (layers.length * LAYER + HEIGHT);
+    if (item) box.scrollTo((item.x - left) * share - box.clientWidth / 2, y(item) * share - box.clientHeight / 2);
+  };
+  return { node, paint, reveal };
 }
 
 // Ask
@@ -685,7 +693,7 @@ async function askView(name) {
 
 function tokenNode(token) {
   const chance = Math.exp(token.logprob);
-  const shade = Math.min(5, Math.floor(-token.logprob));
+  const shade = Math.min(5, Math.floor(-token.logprob * 2));
   return el("span", { class: `token p${Number.isFinite(shade) ? Math.max(0, shade) : 5}`, title: `${(chance * 100).toFixed(1)} %` }, token.token);
 }
 
