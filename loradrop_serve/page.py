@@ -58,8 +58,11 @@ _STATIC = {
 
 
 class Page:
-    def __init__(self, connection: Connection, *, read_only: bool = False) -> None:
-        self._connection, self._read_only = connection, read_only
+    def __init__(
+        self, connection: Connection, *, read_only: bool = False, start_seconds: float = START_DEADLINE_SECONDS
+    ) -> None:
+        """`start_seconds` is how long the execution of an upload is waited for."""
+        self._connection, self._read_only, self._start_seconds = connection, read_only, start_seconds
         self._token = secrets.token_urlsafe(32)
         self._threads = ThreadPoolExecutor(8, "page")
         self._view = FleetView(connection)
@@ -329,7 +332,7 @@ class Page:
             relay.finish()
 
     def _execution_of(self, name: str, version: str) -> str | None:
-        deadline = time.monotonic() + START_DEADLINE_SECONDS
+        deadline = time.monotonic() + self._start_seconds
         while time.monotonic() < deadline:
             with explaining(f"read {name} from the registry"):
                 record = self._connection.registry.of_version(name, version)

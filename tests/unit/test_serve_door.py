@@ -1,6 +1,7 @@
 """The door: OpenAI's API in front of the hosting emulator, its rules at the lowest layer."""
 
 import asyncio
+import functools
 import json
 import threading
 from collections.abc import Iterator
@@ -31,20 +32,31 @@ ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "How are you?"}]
 RELEASES = {"acme-1": "1111aaaa" * 8, "acme-2": "2222bbbb" * 8, "globex-1": "3333cccc" * 8}
 
 
+@functools.cache
+def runtime_of(_aws: Any) -> tuple[boto3.Session, list[dict[str, Any]]]:
+    """A session for all tests, which keeps the services' descriptions, and the bodies of the invocations through it."""
+    session, bodies = boto3.Session(), []
+    session.events.register(
+        "before-call.sagemaker-runtime", lambda params, **_: bodies.append(json.loads(params["body"]))
+    )
+    return session, bodies
+
+
 class Shop:
     """A stack with adapters that are live, and a door to it; no wait is slept."""
 
-    def __init__(self, stack: Any, **settings: Any) -> None:
+    def __init__(
+        self, stack: Any, aws: Any, *, cache_seconds: float = 0, adapters: Any = None, **settings: Any
+    ) -> None:
         self.stack = stack
         self.slept: list[float] = []
-        self.bodies: list[dict[str, Any]] = []
-        self.session = boto3.Session()
-        self.session.events.register("before-call.sagemaker-runtime", self._note)
-        self.adapters = Adapters(
+        self.session, self.bodies = runtime_of(aws)
+        self.bodies.clear()
+        self.adapters = adapters or Adapters(
             registry_table=TABLE,
             session=self.session,
             base=Served(BASE, ENDPOINT),
-            cache_seconds=0,
+            cache_seconds=cache_seconds,
             sleep=self.slept.append,
             chance=lambda: 1.0,
             clock=lambda: sum(self.slept),
@@ -58,9 +70,6 @@ class Shop:
     def _later(self) -> float:
         self._seconds += 100
         return self._seconds
-
-    def _note(self, params: Any, **_: Any) -> None:
-        self.bodies.append(json.loads(params["body"]))
 
     def client(self) -> TestClient:
         return TestClient(self.app, base_url="http://127.0.0.1:8080")
@@ -92,8 +101,8 @@ class Shop:
 
 
 @pytest.fixture
-def shop(stack: Any) -> Shop:
-    shop = Shop(stack)
+def shop(stack: Any, aws: Any) -> Shop:
+    shop = Shop(stack, aws)
     shop.deploy("acme-1", seed=1)
     shop.deploy("acme-2", seed=2)
     shop.put("acme", "acme-2", standby=("acme-1",))
@@ -140,9 +149,8 @@ def test_a_model_is_an_adapter_or_a_release_that_stands_or_the_base(shop: Shop, 
     assert answered.json()["model"] == "acme"
 
 
-@pytest.mark.parametrize(
-    ("model", "said"),
-    [
+def test_an_unknown_model_is_not_found_and_nothing_else_answers_for_it(shop: Shop, client: TestClient) -> None:
+    for model, said in (
         ("acne", "The adapter 'acne' is not live: it was not deployed yet, or it was removed. Did you mean acme?"),
         ("acme@3333", "The release '3333' of 'acme' does not stand. Releases that stand: 1111aaaa, 2222bbbb."),
         ("acme@11", "The release '11' of 'acme' is less than 4 characters."),
@@ -150,17 +158,17 @@ def test_a_model_is_an_adapter_or_a_release_that_stands_or_the_base(shop: Shop, 
         ("@1111aaaa", "The name of the adapter is empty."),
         ("gpt-4o", "The adapter 'gpt-4o' is not live"),
         ("<img src=x onerror=alert(1)>", "is not live"),
-    ],
-)
-def test_an_unknown_model_is_not_found_and_nothing_else_answers_for_it(
-    shop: Shop, client: TestClient, model: str, said: str
-) -> None:
-    for streamed in (False, True):
-        answered = client.post("/v1/chat/completions", json={"model": model, **ASK, "stream": streamed})
-        assert answered.status_code == 404
-        error = answered.json()["error"]
-        assert said in error["message"]
-        assert (error["type"], error["code"], error["param"]) == ("invalid_request_error", "model_not_found", "model")
+    ):
+        for streamed in (False, True):
+            answered = client.post("/v1/chat/completions", json={"model": model, **ASK, "stream": streamed})
+            assert answered.status_code == 404
+            error = answered.json()["error"]
+            assert said in error["message"]
+            assert [error[name] for name in ("type", "code", "param")] == [
+                "invalid_request_error",
+                "model_not_found",
+                "model",
+            ]
     assert shop.bodies == []
 
 
@@ -205,9 +213,8 @@ def test_a_stream_is_server_sent_events_and_says_what_the_whole_answer_says(shop
     assert events[1]["choices"][0]["logprobs"]["content"][0]["logprob"] < 0
 
 
-@pytest.mark.parametrize(
-    ("body", "status", "said"),
-    [
+def test_what_is_no_request_goes_nowhere(shop: Shop, client: TestClient) -> None:
+    for body, status, said in (
         (b"{", 400, "The request is not JSON"),
         (b"[" * 100_000, 400, "The request is not JSON"),
         (b"[]", 400, "must be a JSON object"),
@@ -217,12 +224,10 @@ def test_a_stream_is_server_sent_events_and_says_what_the_whole_answer_says(shop
         (b'{"model": "acme", "messages": [], "prompt": "Once"}', 400, "`prompt` does not go with `messages`"),
         (b'{"model": "acme", "messages": [], "stream": 1}', 400, "`stream` must be true or false"),
         (b" " * (MAX_BODY_BYTES + 1), 413, "more than"),
-    ],
-)
-def test_what_is_no_request_goes_nowhere(shop: Shop, client: TestClient, body: bytes, status: int, said: str) -> None:
-    refused = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
-    assert refused.status_code == status
-    assert said in refused.json()["error"]["message"]
+    ):
+        refused = client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+        assert refused.status_code == status, body[:50]
+        assert said in refused.json()["error"]["message"]
     assert shop.bodies == []
 
 
@@ -255,8 +260,11 @@ def test_a_model_that_is_not_ready_is_asked_until_the_deadline(shop: Shop, clien
         assert (refused.status_code, refused.headers["retry-after"]) == (answered, "2")
 
 
-def test_a_component_that_was_replaced_in_between_is_looked_up_anew(shop: Shop) -> None:
-    shop.adapters._cache_seconds = 1e9
+def test_a_component_that_was_replaced_in_between_is_looked_up_anew(stack: Any, aws: Any) -> None:
+    shop = Shop(stack, aws, cache_seconds=1e9)
+    shop.deploy("acme-1", seed=1)
+    shop.deploy("acme-2", seed=2)
+    shop.put("acme", "acme-2")
     with shop.client() as client:
         before = shop.ask(client, "acme")
         shop.put("acme", "acme-1")
@@ -272,10 +280,10 @@ class BreaksOff(StandInEngine):
             yield token
 
 
-def test_a_stream_that_breaks_off_ends_with_an_error_and_not_as_if_it_were_done(stack: Any) -> None:
+def test_a_stream_that_breaks_off_ends_with_an_error_and_not_as_if_it_were_done(stack: Any, aws: Any) -> None:
     SERVING.serve_with(lambda _: BreaksOff())
     try:
-        shop = Shop(stack)
+        shop = Shop(stack, aws)
         shop.deploy("acme-2", seed=2)
         shop.put("acme", "acme-2")
         with shop.client() as client:
@@ -291,9 +299,8 @@ def test_a_stream_that_breaks_off_ends_with_an_error_and_not_as_if_it_were_done(
 # Who may ask
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
+def test_another_sites_page_gets_no_answer(client: TestClient) -> None:
+    for headers, status in (
         ({"host": "evil.example"}, 421),
         ({"host": "127.0.0.1.evil.example:8080"}, 421),
         ({"host": "localhost:1234"}, 200),
@@ -303,10 +310,8 @@ def test_a_stream_that_breaks_off_ends_with_an_error_and_not_as_if_it_were_done(
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"origin": "http://127.0.0.1:8080", "sec-fetch-site": "same-origin"}, 200),
         ({"authorization": "Bearer whatever"}, 200),
-    ],
-)
-def test_another_sites_page_gets_no_answer(client: TestClient, headers: dict[str, str], status: int) -> None:
-    assert client.get("/v1/models", headers=headers).status_code == status
+    ):
+        assert client.get("/v1/models", headers=headers).status_code == status, headers
 
 
 def test_a_form_of_another_site_cannot_ask(shop: Shop, client: TestClient) -> None:
@@ -415,9 +420,9 @@ class Upstream:
         self.ended.set()
 
 
-def test_a_client_that_goes_away_ends_its_stream_upstream(shop: Shop) -> None:
+def test_a_client_that_goes_away_ends_its_stream_upstream(stack: Any, aws: Any) -> None:
     upstream = Upstream()
-    shop.door._adapters = upstream  # type: ignore[assignment]
+    shop = Shop(stack, aws, adapters=upstream)
     body = json.dumps({"model": "acme", **ASK, "stream": True}).encode()
 
     async def scenario() -> list[Any]:
@@ -451,8 +456,8 @@ def test_a_client_that_goes_away_ends_its_stream_upstream(shop: Shop) -> None:
     assert "loradrop_door_in_flight 0" in counted
 
 
-def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(stack: Any) -> None:
-    shop = Shop(stack, max_requests=1)
+def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(stack: Any, aws: Any) -> None:
+    shop = Shop(stack, aws, max_requests=1)
     shop.metrics.in_flight = 1
     with shop.client() as client:
         refused = client.post("/v1/chat/completions", json={"model": "acme", **ASK})
