@@ -311,6 +311,16 @@ def _add_serving(command: Any) -> None:
     serve.add_argument("--read-only", action="store_true", help="a page without anything that changes the stack")
     serve.set_defaults(run=_serve)
 
+    url = command(
+        "url",
+        "print SageMaker's own OpenAI URL of a live adapter",
+        "Prints the base URL of SageMaker's OpenAI API for the component that is live now: chat alone, with a bearer token of\n"
+        "SageMaker's. It breaks when that component is replaced; `loradrop serve` follows the live pointer.",
+    )
+    url.add_argument("adapter", metavar="ADAPTER", help="adapter name")
+    _add_stack(url)
+    url.set_defaults(run=_on_aws("invoke", "url"))
+
 
 def _add_operated(parser: argparse.ArgumentParser, module: str, function: str) -> None:
     _add_stack(parser)

@@ -151,6 +151,10 @@ class Adapters:
         """The inference component that serves this adapter now. Raises NoLiveComponentError."""
         return self._live(adapter).component
 
+    def served(self, adapter: str) -> Served:
+        """The component and endpoint that serve this adapter now. Raises NoLiveComponentError."""
+        return self._live(adapter)
+
     def _live(self, adapter: str) -> Served:
         now = self._clock()
         with self._lock:

@@ -26,12 +26,14 @@ def application(
         if page is not None:
             page.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[*door.routes(), *(page.routes() if page is not None else [])],
         middleware=[Middleware(Guard, token=token, hosts=hosts)],
         exception_handlers={RefusalError: _refused, HTTPException: _unknown},
         lifespan=life,
     )
+    app.state.page = page
+    return app
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

@@ -1,7 +1,6 @@
 """The fleet as the page shows it, kept up to date while somebody looks: what changed is read, nothing else."""
 
 import asyncio
-import contextlib
 import json
 import time
 from collections import Counter
@@ -118,6 +117,11 @@ class Broadcast:
         finally:
             self._lookers.discard(queue)
 
+    def end(self) -> None:
+        """Ends the events of all pages, so that the server can end too."""
+        for queue in tuple(self._lookers):
+            self._let_go(queue)
+
     async def _poll(self) -> None:
         loop = asyncio.get_running_loop()
         is_first, stack_at = True, 0.0
@@ -144,13 +148,15 @@ class Broadcast:
             self._last[kind] = event
         for queue in tuple(self._lookers):
             if queue.full():
-                self._lookers.discard(queue)
-                with contextlib.suppress(asyncio.QueueEmpty):
-                    queue.get_nowait()
-                event_of_end = None
-                queue.put_nowait(event_of_end)
+                self._let_go(queue)
             else:
                 queue.put_nowait(event)
+
+    def _let_go(self, queue: "asyncio.Queue[bytes | None]") -> None:
+        self._lookers.discard(queue)
+        if queue.full():
+            queue.get_nowait()
+        queue.put_nowait(None)
 
 
 def _event(kind: str, data: dict[str, Any]) -> bytes:

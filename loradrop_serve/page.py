@@ -74,6 +74,7 @@ class Page:
         static = [Route(path, _static(*file), methods=["GET"]) for path, file in _STATIC.items()]
         return [
             *static,
+            Route("/favicon.ico", _nothing, methods=["GET"]),  # a browser asks for it unasked
             Route("/api/session", self._session, methods=["GET"]),
             Route("/api/events", self._events, methods=["GET"]),
             Route("/api/adapter", self._asked(self._adapter), methods=["GET"]),
@@ -83,6 +84,9 @@ class Page:
             Route("/api/change", self._change, methods=["POST"]),
             Route("/api/drop", self._drop, methods=["POST"]),
         ]
+
+    def end_events(self) -> None:
+        self._broadcast.end()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -348,6 +352,10 @@ def _static(name: str, kind: str) -> Callable[[Request], Any]:
         return Response(body, media_type=kind, headers={"Cache-Control": "no-cache"})
 
     return endpoint
+
+
+async def _nothing(_request: Request) -> Response:
+    return Response(status_code=204)
 
 
 def _name(query: Mapping[str, str]) -> str:

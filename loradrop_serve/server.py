@@ -4,6 +4,7 @@ import argparse
 import ipaddress
 import socket
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -41,7 +42,7 @@ def serve(arguments: argparse.Namespace) -> int:
     listener = _listen(arguments.host, arguments.port)
     hosts = LOOPBACK if is_local and token is None else None
     app = application_of(connection, token=token, hosts=hosts, read_only=arguments.read_only)
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             app,
             log_level="warning",
@@ -57,6 +58,15 @@ def serve(arguments: argparse.Namespace) -> int:
     print(f"The stack {connection.stack.name}: {url}/\nOpenAI's API:    {url}/v1\nCtrl-C ends it.", flush=True)
     server.run(sockets=[listener])
     return ExitCode.DONE
+
+
+class _Server(uvicorn.Server):
+    """Pages listen for ever: they are let go before the server waits for its requests to end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app: Any = self.config.app
+        app.state.page.end_events()
+        await super().shutdown(sockets)
 
 
 def application_of(

@@ -1,6 +1,7 @@
 """The door on the deployed stack: unmodified clients of OpenAI's API, and updates under their requests."""
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -18,12 +19,16 @@ from typing import Any
 
 import openai
 import pytest
+from botocore.auth import SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
+from local.cloud import REGION
 from local.engines.stand_in import StandInEngine
 from loradrop_client.adapters import CACHE_SECONDS
 from tests.adapters import good_tarball
 
-from .account import unique
+from .account import Account, allow, policy, unique
 from .conftest import REPOSITORY, StackUnderTest, eventually
 
 MESSAGES: Any = [{"role": "user", "content": "Say in one sentence what you are for."}]
@@ -218,3 +223,56 @@ def test_updates_under_requests_fail_none_and_no_wrong_release_answers(
             thread.join(30)
     assert failures == []
     print(f"{sum(asked)} requests under {UPDATES} updates")
+
+
+# SageMaker's own path
+
+
+def bearer(key: str, secret: str, *, seconds: int = 3600) -> str:
+    """A token as its generator makes it: a presigned URL of CallWithBearerToken."""
+    request = AWSRequest("POST", "https://sagemaker.amazonaws.com/", params={"Action": "CallWithBearerToken"})
+    SigV4QueryAuth(Credentials(key, secret), "sagemaker", REGION, expires=seconds).add_auth(request)
+    url = str(request.url).removeprefix("https://")
+    return f"sagemaker-api-key-{base64.b64encode(f'{url}&Version=1'.encode()).decode()}"
+
+
+def test_sagemakers_own_openai_path_answers_who_may_call_with_a_bearer_token(
+    stack: StackUnderTest, client: openai.OpenAI, adapter: str
+) -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "loradrop_cli", "url", adapter, "--stack", stack.name],
+        env=os.environ | stack.cloud.environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    url = printed.stdout.strip()
+    component = stack.live(adapter)
+    assert url.endswith(f"/inference-components/{component}/openai/v1")
+    assert f"It names the component that is live now, {component}" in printed.stderr
+    direct = openai.OpenAI(base_url=url, api_key=bearer("test", "test"), max_retries=0)
+    asked: Any = {"messages": MESSAGES, **GREEDY}
+    text = client.chat.completions.create(model=adapter, **asked).choices[0].message.content
+    assert direct.chat.completions.create(model="", **asked).choices[0].message.content == text
+    streamed = direct.chat.completions.create(model="", stream=True, **asked)
+    assert "".join(one.choices[0].delta.content or "" for one in streamed) == text
+    with pytest.raises(openai.BadRequestError, match="temperature must be"):
+        direct.chat.completions.create(model="", messages=MESSAGES, temperature=-1)
+
+    account = Account(stack.cloud)
+    may_invoke, may_call = allow("sagemaker:InvokeEndpoint"), allow("sagemaker:CallWithBearerToken")
+    for number, statements in enumerate(([may_invoke], [may_call], [may_invoke, may_call])):
+        user = f"{unique('bearer')}"
+        account.iam.create_user(UserName=user)
+        account.iam.put_user_policy(UserName=user, PolicyName="may", PolicyDocument=policy(*statements))
+        made = account.iam.create_access_key(UserName=user)["AccessKey"]
+        token = bearer(made["AccessKeyId"], made["SecretAccessKey"])
+        other = openai.OpenAI(base_url=url, api_key=token, max_retries=0)
+        if number == 2:
+            assert other.chat.completions.create(model="", **asked).choices[0].message.content == text
+        else:
+            with pytest.raises(openai.PermissionDeniedError, match="is not authorized"):
+                other.chat.completions.create(model="", **asked)
+    for token in ("nonsense", bearer("test", "test", seconds=13 * 3600)):
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=url, api_key=token, max_retries=0).chat.completions.create(model="", **asked)
