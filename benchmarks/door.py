@@ -180,17 +180,15 @@ def _megabytes(pid: int) -> float:
 
 
 def _door() -> None:
-    import socket
-
     import boto3
     import uvicorn
 
     from loradrop_cli.connection import Connection
     from loradrop_client import StackOutputs
-    from loradrop_serve.server import application_of
+    from loradrop_serve.server import application_of, listen
 
     app = application_of(Connection(StackOutputs("benchmark", OUTPUTS, {}), boto3.Session()))
-    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+    listener = listen("127.0.0.1", 0)
     print(listener.getsockname()[1], flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 

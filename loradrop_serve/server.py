@@ -39,7 +39,7 @@ def serve(arguments: argparse.Namespace) -> int:
             f"  loradrop serve --host {arguments.host} --token-file token"
         )
     connection = Connection.of(arguments)
-    listener = _listen(arguments.host, arguments.port)
+    listener = listen(arguments.host, arguments.port)
     hosts = LOOPBACK if is_local and token is None else None
     app = application_of(connection, token=token, hosts=hosts, read_only=arguments.read_only)
     server = _Server(
@@ -113,10 +113,11 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # Named, or else asyncio leaves Nagle's algorithm on, which holds each answer's body back for 40 ms.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(address)
