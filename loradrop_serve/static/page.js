@@ -288,7 +288,8 @@ function drawTop(top) {
   if (!stack) return top.replaceChildren(el("div", { class: "card dim" }, "Reading the stack…"));
   const standing = Object.entries(stack.components).map(([state, number]) => `${number} ${state}`).join(", ") || "none";
   const full = stack.endpoint_was_full_at === null ? "" : `; the endpoint was full at ${stack.endpoint_was_full_at}`;
-  const { deploying, waiting } = stack.adapters;
+  const counted = (state) => [...rows.values()].filter((row) => row.state === state).length;
+  const [deploying, waiting] = [counted("deploying"), counted("waiting")];
   const card = (label, value, state, more) =>
     el("div", { class: "card" }, el("span", { class: "label" }, label), el("strong", { class: state ? `t-${state}` : "" }, value), more ? el("span", { class: "dim" }, more) : null);
   top.replaceChildren(

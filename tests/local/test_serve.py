@@ -141,6 +141,21 @@ def test_curl_asks_and_streams(door: str, adapter: str) -> None:
     assert "".join(json.loads(line)["choices"][0]["delta"]["content"] for line in lines[:-1]) == text
 
 
+CLIENTS = Path(os.environ.get("LORADROP_DOOR_PYTHON", REPOSITORY / ".door/bin/python"))
+
+
+@pytest.mark.skipif(
+    not CLIENTS.exists(), reason="LiteLLM and LangChain are in an environment of their own: make test-door"
+)
+def test_litellm_and_langchain_ask_and_stream(door: str, client: openai.OpenAI, adapter: str) -> None:
+    words = [str(CLIENTS), str(Path(__file__).with_name("door_clients.py")), door, adapter]
+    tried = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
+    assert tried.returncode == 0, tried.stderr[-3000:]
+    text = client.chat.completions.create(model=adapter, messages=MESSAGES, **GREEDY).choices[0].message.content
+    assert tried.stdout.strip().endswith(f": {text}")
+    print(tried.stdout)
+
+
 def test_a_token_is_wanted_where_the_address_is_others(stack: StackUnderTest, adapter: str, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("a-token-that-nobody-guesses\n")
