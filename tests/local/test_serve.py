@@ -22,8 +22,10 @@ import pytest
 from botocore.auth import SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from starlette.testclient import TestClient
 
 from local.cloud import REGION
+from local.door import LocalDoor
 from local.engines.stand_in import StandInEngine
 from loradrop_client.adapters import CACHE_SECONDS
 from tests.adapters import good_tarball
@@ -238,6 +240,20 @@ def test_updates_under_requests_fail_none_and_no_wrong_release_answers(
             thread.join(30)
     assert failures == []
     print(f"{sum(asked)} requests under {UPDATES} updates")
+
+
+def test_the_local_cloud_serves_the_stack_once_it_is_deployed(
+    stack: StackUnderTest, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in stack.cloud.environment().items():
+        monkeypatch.setenv(name, value)
+    address = "http://127.0.0.1:8080"
+    waiting = TestClient(LocalDoor("not-deployed"), base_url=address).get("/")
+    assert (waiting.status_code, waiting.headers["refresh"]) == (503, "3")
+    assert "sam deploy --config-env local" in waiting.text
+    door = TestClient(LocalDoor(stack.name), base_url=address)
+    assert "page.js" in door.get("/").text
+    assert adapter in [one["id"] for one in door.get("/v1/models").json()["data"]]
 
 
 # SageMaker's own path
