@@ -122,8 +122,7 @@ def _body(**more: Any) -> bytes:
 
 
 def _streams_directly(adapters: Any) -> Callable[[], list[tuple[int, float]]]:
-    def stream(_: int) -> tuple[int, float]:
-        began = time.perf_counter()
+    def stream(began: float) -> tuple[int, float]:
         first, count = 0.0, 0
         for _ in adapters.stream("acme", {"messages": MESSAGES}):
             first = first or time.perf_counter() - began
@@ -132,14 +131,13 @@ def _streams_directly(adapters: Any) -> Callable[[], list[tuple[int, float]]]:
 
     def run() -> list[tuple[int, float]]:
         with ThreadPoolExecutor(STREAMS) as threads:
-            return list(threads.map(stream, range(STREAMS)))
+            return list(threads.map(stream, [time.perf_counter()] * STREAMS))
 
     return run
 
 
 def _streams_through(door: int) -> Callable[[], list[tuple[int, float]]]:
-    async def stream() -> tuple[int, float]:
-        began = time.perf_counter()
+    async def stream(began: float) -> tuple[int, float]:
         first, count = 0.0, 0
         reader, writer = await asyncio.open_connection("127.0.0.1", door)
         body = _body(stream=True)
@@ -153,7 +151,8 @@ def _streams_through(door: int) -> Callable[[], list[tuple[int, float]]]:
         return count, first
 
     async def all_streams() -> list[tuple[int, float]]:
-        return await asyncio.gather(*(stream() for _ in range(STREAMS)))
+        began = time.perf_counter()
+        return await asyncio.gather(*(stream(began) for _ in range(STREAMS)))
 
     return lambda: asyncio.run(all_streams())
 

@@ -259,7 +259,12 @@ class Adapters:
     def _standing(self, adapter: str, release: str) -> Served:
         """The component of this release: the live one, or else the standby that is kept longest."""
         found = self._item(adapter, "components").get("components", {}).get("M", {})
-        entries = [(name, entry["M"]) for name, entry in found.items() if entry["M"]["state"]["S"] in _STANDING]
+        entries = [
+            (name, entry["M"])
+            for name, entry in found.items()
+            if entry["M"]["state"]["S"] in _STANDING
+            and all(map(RESOURCE_NAME.fullmatch, (name, entry["M"]["endpoint"]["S"])))
+        ]
         matching = [one for one in entries if one[1]["release"]["S"].startswith(release.lower())]
         if len(release) >= MIN_RELEASE_CHARACTERS and len({entry["release"]["S"] for _, entry in matching}) == 1:
             name, entry = max(

@@ -275,13 +275,17 @@ def test_thousands_of_rows_stay_quick(page: Page) -> None:
     expect(page.locator(".list")).to_contain_text("tenant-9/adapter-04969")
 
 
-def test_a_page_to_read_has_nothing_that_changes_the_stack(
-    stack: StackUnderTest, browser: Browser, adapter: str
+def test_a_page_to_read_has_nothing_that_changes_the_stack_and_asks_for_the_token(
+    stack: StackUnderTest, browser: Browser, adapter: str, tmp_path: Path
 ) -> None:
-    with served(stack, "--read-only") as url:
-        for page in opened(browser, url):
+    token = tmp_path / "token"
+    token.write_text("a-token-that-nobody-guesses")
+    with served(stack, "--read-only", "--token-file", token) as url:
+        signed_in = {"username": "anybody", "password": token.read_text()}
+        for page in opened(browser, url, http_credentials=signed_in):
             to_adapter(page, adapter)
             expect(page.locator(".timeline")).to_contain_text("deployed")
+            expect(page.locator("#link-state")).to_have_text("up to date")
             assert page.get_by_role("button", name=re.compile("Roll back|Remove|Try again")).count() == 0
             assert page.get_by_role("link", name="Drop", exact=True).count() == 0
 

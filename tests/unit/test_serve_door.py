@@ -3,9 +3,12 @@
 import asyncio
 import functools
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -19,6 +22,7 @@ from local.hosting.serving import stand_in_engine
 from loradrop.lifecycle import AdapterState, ComponentEntry, ComponentState, Live
 from loradrop.registry_items import state_item
 from loradrop.registry_reader import RegistryReader
+from loradrop_cli.main import main
 from loradrop_client import Adapters, LoradropError, Served
 from loradrop_serve.app import application
 from loradrop_serve.door import MAX_BODY_BYTES, Door, Models
@@ -478,3 +482,26 @@ def test_64_streams_at_once_are_each_answered_in_full(shop: Shop, client: TestCl
 
     with ThreadPoolExecutor(64) as threads:
         assert all(threads.map(ask, range(64)))
+
+
+# The command
+
+
+def test_what_is_not_installed_is_named_with_its_command() -> None:
+    script = "import sys; sys.modules['uvicorn'] = None; from loradrop_cli.main import main; sys.exit(main(['serve']))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("not installed: uvicorn. Install it:\n  pip install 'loradrop[serve]'\n")
+
+
+def test_others_reach_the_server_only_with_a_token_worth_the_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--host", "0.0.0.0"]) == 2
+    assert "loradrop serve --host 0.0.0.0 --token-file token" in capsys.readouterr().err
+    for token in ("", "short", "two words that are long enough", "line\nline-line-line-line", "grüße-grüße-grüße"):
+        (tmp_path / "token").write_text(token)
+        assert main(["serve", "--token-file", str(tmp_path / "token")]) == 2
+        assert "at least 16 ASCII characters without spaces" in capsys.readouterr().err
