@@ -15,9 +15,9 @@ export SAM_CLI_TELEMETRY := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-PACKAGES := functions local training loradrop_cli loradrop_client benchmarks tests/local tests/engine
+PACKAGES := functions local training loradrop_cli loradrop_client loradrop_serve benchmarks tests/local tests/engine
 
-.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests test-long engine engine-versions test-engine docs clean
+.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests test-long engine engine-versions test-engine test-door docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -78,6 +78,10 @@ engine-versions: engine ## Fetch the Python code of other versions of vLLM, whic
 
 engine: .engine/.installed ## Install vLLM for the CPU in an environment of its own (3.4 GB)
 
+test-door: setup .door/.installed ## The door under 50 updates, by LiteLLM and LangChain too (275 MB, once)
+	@echo "== the door"
+	LORADROP_UPDATES=50 $(BIN)/python -m pytest tests/local/test_serve.py -q -s
+
 test-engine: setup engine engine-versions ## The engines against each other, and the validator against vLLM
 	@echo "== the real engine"
 	$(BIN)/python -m pytest tests/engine -q --adapters $(ADAPTERS) --seed $(SEED)
@@ -87,7 +91,7 @@ docs: ## Generate docs/problems.md and docs/recipe.md
 	$(BIN)/python -m loradrop_training.recipe > docs/recipe.md
 
 clean: ## Remove what was made: environments, caches, builds
-	rm -rf $(VENV) $(TOOLS) .engine .engine-versions .cache build loradrop.egg-info .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) .engine .engine-versions .door .cache build loradrop.egg-info .aws-sam .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/.installed: requirements-dev.txt constraints.txt functions/requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "loradrop needs Python 3.11 or newer; name one with PYTHON=…")'
@@ -101,6 +105,12 @@ $(TOOLS)/%/.installed: requirements-%.txt
 	@echo "== making $(TOOLS)/$*"
 	@test -x $(TOOLS)/$*/bin/python || $(PYTHON) -m venv $(TOOLS)/$*
 	@$(TOOLS)/$*/bin/python -m pip install --quiet --no-compile --requirement $<
+	@touch $@
+
+.door/.installed: requirements-door.txt constraints.txt
+	@echo "== making .door: some minutes, once"
+	@test -x .door/bin/python || $(PYTHON) -m venv .door
+	@.door/bin/python -m pip install --quiet --no-compile --requirement $< --constraint constraints.txt
 	@touch $@
 
 .engine/.installed: requirements-engine.txt

@@ -19,6 +19,7 @@ from typing import Any
 from .engines import vllm
 
 DEFAULT_PORT = 4566
+DEFAULT_DOOR_PORT = 8080  # of `loradrop serve`, too
 MAX_PORT = 65535
 DEFAULT_BASE = Path(".cache/tiny-llama")
 HOST = "127.0.0.1"
@@ -41,6 +42,11 @@ Ctrl-C ends it, and all that was deployed on it. In a second shell:
 
   loradrop push .cache/sentiment-1/adapter.tar.gz --name acme --stack loradrop-local
   loradrop invoke acme "Is this review positive or negative? Great cake." --stack loradrop-local
+
+The page of the stack, and OpenAI's API in front of its adapters:
+
+  {door}/
+  {door}/v1
 """
 
 
@@ -48,6 +54,7 @@ def main() -> int:
     options = _options()
     try:
         listener = _listen(options.port)
+        door = None if options.until_stdin_closes else _listen_for_the_door(options.door_port)
     except OSError as error:
         print(f"loradrop: cannot listen on {HOST}:{options.port}: {error.strerror}.\n{_advice(error)}", file=sys.stderr)
         return 1
@@ -69,7 +76,7 @@ def main() -> int:
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s [%(name)s] %(message)s")
     try:
         # Not asyncio.run, which waits for threads that wait for an execution or a Lambda: those are ended below.
-        asyncio.new_event_loop().run_until_complete(_serve(listener, options))
+        asyncio.new_event_loop().run_until_complete(_serve(listener, door, options))
     finally:
         _kill_workers()
         shutil.rmtree(state, ignore_errors=True)
@@ -88,6 +95,12 @@ def _options() -> argparse.Namespace:
         prog="python -m local", description="The local cloud: AWS, as far as the stack needs it."
     )
     parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="0 takes any free port (default: %(default)s)")
+    parser.add_argument(
+        "--door-port",
+        type=_port,
+        default=DEFAULT_DOOR_PORT,
+        help="of the page and OpenAI's API; any free one where it is taken (default: %(default)s)",
+    )
     parser.add_argument(
         "--engine", choices=("tiny", "stand-in", "vllm"), default="tiny", help="what answers (default: %(default)s)"
     )
@@ -138,6 +151,13 @@ def _listen(port: int) -> socket.socket:
     return listener
 
 
+def _listen_for_the_door(port: int) -> socket.socket:
+    try:
+        return _listen(port)
+    except OSError:  # others like this port, too
+        return _listen(0)
+
+
 def _folder_in_memory() -> Path | None:
     """Every worker of a Lambda unpacks its code: thousands of small files, made and removed far faster in memory.
 
@@ -183,7 +203,7 @@ def _set_environment(port: int, state: Path, *, auth: bool, wait_scale: float) -
     tempfile.tempdir = str(state)
 
 
-async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
+async def _serve(listener: socket.socket, door: socket.socket | None, options: argparse.Namespace) -> None:
     # Late: these read the environment that was just set.
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
@@ -200,12 +220,15 @@ async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
     factories = {"stand-in": stand_in_engine, "tiny": _tiny_engine(options.base), "vllm": _vllm_engine(options.base)}
     SERVING.serve_with(factories[options.engine], s3_client)
 
-    config = Config()
-    config.bind = [f"fd://{listener.fileno()}"]
-    config.keep_alive_timeout = 75
-    config.graceful_timeout = GRACE_SECONDS
-    config.loglevel = options.log_level
-    config.accesslog = None
+    def config_of(socket_: socket.socket) -> Config:
+        config = Config()
+        config.bind = [f"fd://{socket_.fileno()}"]
+        config.keep_alive_timeout = 75
+        config.graceful_timeout = GRACE_SECONDS
+        config.loglevel = options.log_level
+        config.accesslog = None
+        return config
+
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -213,15 +236,18 @@ async def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
     if options.until_stdin_closes:
         threading.Thread(target=_await_end_of_stdin, args=(loop, ended), daemon=True).start()
     front = Front(auth=options.auth)
-    server = asyncio.create_task(serve(front, config, shutdown_trigger=ended.wait))
+    server = asyncio.create_task(serve(front, config_of(listener), shutdown_trigger=ended.wait))
     port = listener.getsockname()[1]
     await _await_answer(port, server)
     print(f"loradrop local cloud ready on http://{HOST}:{port}", flush=True)
-    if not options.until_stdin_closes:  # a person started it
-        print(NEXT.format(port=port), flush=True)
+    if door is not None:  # a person started it
+        from .door import LocalDoor
+
+        at_door = asyncio.create_task(serve(LocalDoor(), config_of(door), shutdown_trigger=ended.wait))
+        print(NEXT.format(port=port, door=f"http://{HOST}:{door.getsockname()[1]}"), flush=True)
     await asyncio.wait({server, asyncio.create_task(ended.wait())}, return_when=asyncio.FIRST_COMPLETED)
     front.close()
-    await asyncio.wait({server}, timeout=GRACE_SECONDS)
+    await asyncio.wait({server} if door is None else {server, at_door}, timeout=GRACE_SECONDS)
     SERVING.close()
 
 

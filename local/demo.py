@@ -62,7 +62,8 @@ def main() -> int:
 
 NEXT = """
 What to try next:
-  make local            the same cloud, kept running; it says how to go on
+  make local            the same cloud, kept running; it says how to go on, and serves a page to look at the stack:
+                        http://127.0.0.1:8080/
   make test             all that CI runs
   docs/deploying.md     the same on AWS
   docs/using.md         invoking an adapter from Python"""

@@ -5,13 +5,16 @@ a SageMaker call is authorized by MiniStack's own evaluation before it is answer
 """
 
 import asyncio
+import base64
 import hashlib
 import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote
 
@@ -26,14 +29,19 @@ from moto.core.botocore_stubber import BotocoreStubber
 from . import faults
 from .hosting import CONTROL, hosting_backend
 from .hosting.behaviour import changes_in
-from .hosting.responses import invoke
-from .permissions import Permission, permissions_to_call, permissions_to_invoke
+from .hosting.responses import completed, invoke
+from .permissions import Permission, permissions_to_call, permissions_to_complete, permissions_to_invoke
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 INVOCATION = re.compile(r"/endpoints/(?P<endpoint>[^/]+)/invocations(?P<streamed>-response-stream)?")
+# SageMaker's own OpenAI path: chat alone, and a component in its name.
+OPENAI = re.compile(
+    r"/endpoints/(?P<endpoint>[^/]+)/inference-components/(?P<component>[^/]+)/openai/v1/chat/completions"
+)
+MAX_TOKEN_SECONDS = 12 * 3600
 # The services that moto answers: what their X-Amz-Target begins with, and the host under which moto knows them.
 MOTO_HOSTS = {"SageMaker": "api.sagemaker", "AnyScaleFrontendService": "application-autoscaling"}
 BEHAVIOUR_PATH = "/_loradrop/behaviour"
@@ -80,7 +88,10 @@ class Front:
 
     async def _route(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
         invocation = INVOCATION.fullmatch(scope["path"])
-        if invocation and "/sagemaker/" in headers.get("authorization", ""):
+        openai = OPENAI.fullmatch(scope["path"])
+        if openai and headers.get("authorization", "").startswith("Bearer "):
+            await self._complete(openai, scope, headers, receive, send)
+        elif invocation and "/sagemaker/" in headers.get("authorization", ""):
             await self._invoke(invocation, scope, headers, receive, send)
         elif headers.get("x-amz-target", "").split(".")[0] in MOTO_HOSTS:
             await self._call(scope, headers, receive, send)
@@ -131,6 +142,40 @@ class Front:
         status, reply, chunks = await loop.run_in_executor(
             self._invocations,
             lambda: invoke(hosting_backend(account, region), endpoint, headers, body, streamed=is_streamed),
+        )
+        await send({"type": "http.response.start", "status": status, "headers": _header_list(reply)})
+        while (chunk := await loop.run_in_executor(self._invocations, next, chunks, None)) is not None:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _complete(
+        self, match: re.Match[str], scope: Scope, headers: dict[str, str], receive: Receive, send: Send
+    ) -> None:
+        """By a bearer token, which names its signer as a presigned URL does."""
+        credential = credential_of(headers["authorization"].removeprefix("Bearer ").strip(), time.time())
+        if credential is None:
+            await _send(send, *_openai_error(401, "The bearer token is not valid, or it has expired."))
+            return
+        # As if it were signed: whose it is, is found where every request has it.
+        headers = headers | {"authorization": f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host"}
+        body = await self._read(scope, headers, receive)
+        account, region = responses.get_account_id(), responses.get_region()
+        endpoint, component = unquote(match["endpoint"]), unquote(match["component"])
+        asked = _json_object(body)
+        is_streamed = bool(asked.get("stream"))
+        needed = permissions_to_complete(endpoint, component, region, account, is_streamed=is_streamed)
+        denied = self._denied(needed, headers, region)
+        if denied is not None:
+            await _send(send, *_openai_error(403, denied[2].decode()))
+            return
+        if "messages" not in asked:
+            await _send(send, *_openai_error(400, "`messages` is missing."))
+            return
+        sent = {"x-amzn-sagemaker-inference-component": component}
+        wanted = json.dumps({name: value for name, value in asked.items() if name != "model"}).encode()
+        loop = asyncio.get_running_loop()
+        status, reply, chunks = await loop.run_in_executor(
+            self._invocations, lambda: completed(hosting_backend(account, region), endpoint, sent, wanted, is_streamed)
         )
         await send({"type": "http.response.start", "status": status, "headers": _header_list(reply)})
         while (chunk := await loop.run_in_executor(self._invocations, next, chunks, None)) is not None:
@@ -240,6 +285,29 @@ def s3_client_of_role(role_arn: str | None, region: str) -> Any:
     return boto3.client(
         "s3", region_name=region, aws_access_key_id=key, aws_secret_access_key=secret, aws_session_token=token
     )
+
+
+def credential_of(token: str, now: float) -> str | None:
+    """What a token was signed with: access key, day, region, service. None for what is no token, or has expired.
+
+    AWS publishes no form of SageMaker's tokens. This one is that of Bedrock's: any prefix that ends in a hyphen, and a presigned
+    URL of the action CallWithBearerToken in base64.
+    """
+    try:
+        url = base64.b64decode(token.rpartition("-")[2], validate=True).decode("ascii")
+        query = {name: values[0] for name, values in parse_qs(url.partition("?")[2]).items()}
+        signed = datetime.strptime(query["X-Amz-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+        seconds = int(query["X-Amz-Expires"])
+    except (ValueError, KeyError):  # of base64 and of text, too
+        return None
+    is_valid = query.get("Action") == "CallWithBearerToken" and "X-Amz-Signature" in query
+    is_valid = is_valid and 0 < seconds <= MAX_TOKEN_SECONDS and signed - 300 <= now <= signed + seconds
+    return query.get("X-Amz-Credential") if is_valid else None
+
+
+def _openai_error(status: int, message: str) -> tuple[int, dict[str, str], bytes]:
+    content = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    return status, {"Content-Type": "application/json"}, json.dumps(content).encode()
 
 
 def _access_denied(message: str, *, is_json_1_1: bool) -> tuple[int, dict[str, str], bytes]:

@@ -72,5 +72,13 @@ def permissions_to_invoke(
             yield Permission(action, resource)
 
 
+def permissions_to_complete(
+    endpoint: str, component: str, region: str, account: str, *, is_streamed: bool
+) -> Iterator[Permission]:
+    """Of SageMaker's own OpenAI path."""
+    yield Permission("sagemaker:CallWithBearerToken", "*")
+    yield from permissions_to_invoke(endpoint, component, region, account, is_streamed=is_streamed)
+
+
 def _arn(kind: str, request: dict[str, Any], region: str, account: str) -> str:
     return f"arn:aws:sagemaker:{region}:{account}:{KINDS[kind]}/{request.get(f'{kind}Name', '')}"

@@ -111,6 +111,16 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
         ExitCode.UNUSABLE: "wrong usage, no such stack, or AWS refused or could not be reached",
     },
     "plan": {ExitCode.DONE: "it fits", ExitCode.REJECTED: "something does not fit", **_READING},
+    "serve": {
+        ExitCode.INTERRUPTED: "ended by Ctrl-C",
+        ExitCode.TERMINATED: "ended by SIGTERM",
+        ExitCode.UNUSABLE: "wrong usage, an address that cannot be used, or AWS refused or could not be reached",
+    },
+    "url": {
+        ExitCode.DONE: "printed",
+        ExitCode.UNUSABLE: "wrong usage, no live adapter of that name, or AWS refused or could not be reached",
+        ExitCode.INTERRUPTED: ExitCode.INTERRUPTED.meaning,
+    },
     "profile": {ExitCode.DONE: "the profile is written", **_READING},
     "codes": {ExitCode.DONE: "done", ExitCode.UNUSABLE: "wrong usage"},
 }

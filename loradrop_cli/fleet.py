@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -120,33 +120,12 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def _stack_status(connection: Connection, arguments: argparse.Namespace) -> int:
-    stack = connection.stack
-    endpoint, base = stack.output("EndpointName"), stack.output("BaseComponentName")
-    sagemaker = connection.client("sagemaker")
-    with explaining("read the endpoint"):
-        endpoint_status = _status_of(lambda: sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"])
-        base_status = _component_status(sagemaker, base)
-        pages = sagemaker.get_paginator("list_inference_components").paginate(EndpointNameEquals=endpoint)
-        components = Counter(
-            one.get("InferenceComponentStatus", "Creating")
-            for page in pages
-            for one in page["InferenceComponents"]
-            if one["InferenceComponentName"] != base
-        )
     with explaining("list the adapters of the registry"):
         found = list(standings(connection.registry))
     counts = Counter(one.condition for one, _ in found)
     full_at = [record.full_at for _, record in found if record is not None and record.full_at is not None]
-    alarms = _alarms(connection)
-    said: dict[str, Any] = {
-        "stack": stack.name,
-        "endpoint": {"name": endpoint, "status": endpoint_status},
-        "base": {"name": base, "status": base_status, "profile": stack.parameters.get("BaseProfile")},
-        "components": dict(components),
-        "endpoint_was_full_at": min(full_at, default=None),
-        "adapters": {one.value: counts[one] for one in Condition},
-        "alarms": alarms,
-    }
+    said = stack_document(connection, counts, min(full_at, default=None))
+    stack, components, alarms = connection.stack, said["components"], said["alarms"]
     if arguments.json:
         print(json.dumps(said, indent=2))
         return ExitCode.DONE
@@ -154,8 +133,7 @@ def _stack_status(connection: Connection, arguments: argparse.Namespace) -> int:
     standing_now = ", ".join(f"{count} {state}" for state, count in sorted(components.items())) or "none"
     limit = f"; the endpoint was full at {min(full_at)}" if full_at else ""
     lines = [
-        ("endpoint", f"{endpoint}: {endpoint_status}"),
-        ("base", f"{base}: {base_status}"),
+        *((one, f"{said[one]['name']}: {said[one]['status']}") for one in ("endpoint", "base")),
         ("profile", stack.parameters.get("BaseProfile", "-")),
         ("components", f"{standing_now}, beside the base{limit}"),
         ("adapters", ", ".join(f"{counts[one]} {one}" for one in Condition if counts[one]) or "none"),
@@ -167,6 +145,32 @@ def _stack_status(connection: Connection, arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def stack_document(connection: Connection, counts: Mapping[Condition, int], full_at: int | None) -> dict[str, Any]:
+    """The stack as `status --json` has it. `counts` are of adapters, `full_at` is when the endpoint was full."""
+    stack = connection.stack
+    endpoint, base = stack.output("EndpointName"), stack.output("BaseComponentName")
+    sagemaker = connection.client("sagemaker")
+    with explaining("read the endpoint"):
+        endpoint_status = _status_of(lambda: sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"])
+        base_status = component_status_of(sagemaker, base)
+        pages = sagemaker.get_paginator("list_inference_components").paginate(EndpointNameEquals=endpoint)
+        components = Counter(
+            one.get("InferenceComponentStatus", "Creating")
+            for page in pages
+            for one in page["InferenceComponents"]
+            if one["InferenceComponentName"] != base
+        )
+    return {
+        "stack": stack.name,
+        "endpoint": {"name": endpoint, "status": endpoint_status},
+        "base": {"name": base, "status": base_status, "profile": stack.parameters.get("BaseProfile")},
+        "components": dict(components),
+        "endpoint_was_full_at": full_at,
+        "adapters": {one.value: counts.get(one, 0) for one in Condition},
+        "alarms": _alarms(connection),
+    }
+
+
 def _adapter_status(connection: Connection, arguments: argparse.Namespace) -> int:
     name = arguments.adapter
     if arguments.watch:
@@ -176,7 +180,7 @@ def _adapter_status(connection: Connection, arguments: argparse.Namespace) -> in
     now = standing(name, state, newest)
     sagemaker = connection.client("sagemaker")
     live, proof = state.live, None
-    component_status = _component_status(sagemaker, live.component) if live else None
+    component_status = component_status_of(sagemaker, live.component) if live else None
     if live is not None:
         proof = connection.registry.upload(name, live.order)
     running = None
@@ -294,7 +298,7 @@ def _at(execution: Execution) -> str:
     return execution.steps[-1].state if execution.steps else "Begin"
 
 
-def _component_status(sagemaker: Any, name: str) -> str:
+def component_status_of(sagemaker: Any, name: str) -> str:
     return _status_of(
         lambda: sagemaker.describe_inference_component(InferenceComponentName=name)["InferenceComponentStatus"]
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from loradrop_client import Adapters, ModelError
 
+from .connection import Connection
 from .exit_codes import ExitCode
 from .terminal import CommandError, Progress, safe, safe_text
 
@@ -28,6 +29,22 @@ def invoke(arguments: argparse.Namespace) -> int:
     except ModelError as error:
         print(f"loradrop: {safe(str(error))}", file=sys.stderr)
         return ExitCode.FAILED
+    return ExitCode.DONE
+
+
+def url(arguments: argparse.Namespace) -> int:
+    """The URL alone on standard output; what to know of it on standard error."""
+    connection = Connection.of(arguments)
+    adapters = Adapters(registry_table=connection.stack.output("RegistryTable"), session=connection.session)
+    served = adapters.served(arguments.adapter)
+    host = connection.client("sagemaker-runtime").meta.endpoint_url
+    print(f"{host}/endpoints/{served.endpoint}/inference-components/{served.component}/openai/v1")
+    print(
+        f"It names the component that is live now, {served.component}: it breaks when the next release of {safe(arguments.adapter)} replaces it "
+        "and the grace period is over. Its clients need a bearer token of SageMaker's, and leave `model` empty. A URL that follows the "
+        f"live pointer:\n  {connection.command('serve')}",
+        file=sys.stderr,
+    )
     return ExitCode.DONE
 
 

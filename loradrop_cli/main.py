@@ -65,6 +65,7 @@ examples:
   loradrop invoke acme "How are you?"
   loradrop list --failed
   loradrop rollback acme
+  loradrop serve --port 8080
   loradrop profile ./my-base-model --max-rank 64 -o my-base.json
   loradrop codes SHAPE_MISMATCH
 
@@ -222,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     invoke.set_defaults(run=_on_aws("invoke", "invoke"))
 
     _add_life(command)
+    _add_serving(command)
 
     sizing = command(
         "plan",
@@ -381,6 +383,35 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=plan)
 
 
+def _add_serving(command: Any) -> None:
+    serve = command(
+        "serve",
+        "serve OpenAI's API and a page of the stack",
+        "Serves OpenAI's API (/v1), in which an adapter's name is a model, and a page to look at the stack (/).\n"
+        "Requires: pip install 'loradrop[serve]'",
+    )
+    _add_stack(serve)
+    serve.add_argument("--port", metavar="N", type=_port, default=8080, help="0 is any free one (default: %(default)s)")
+    serve.add_argument(
+        "--host", metavar="ADDRESS", default="127.0.0.1", help="others require a token (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--token-file", metavar="FILE", type=Path, help="file with the token that clients have as their API key"
+    )
+    serve.add_argument("--read-only", action="store_true", help="a page without anything that changes the stack")
+    serve.set_defaults(run=_serve)
+
+    url = command(
+        "url",
+        "print SageMaker's own OpenAI URL of a live adapter",
+        "Prints the base URL of SageMaker's OpenAI API for the component that is live now: chat alone, with a bearer token of\n"
+        "SageMaker's. It breaks when that component is replaced; `loradrop serve` follows the live pointer.",
+    )
+    url.add_argument("adapter", metavar="ADAPTER", help="adapter name")
+    _add_stack(url)
+    url.set_defaults(run=_on_aws("invoke", "url"))
+
+
 def _add_operated(parser: argparse.ArgumentParser, module: str, function: str) -> None:
     _add_stack(parser)
     parser.add_argument("--json", action="store_true", help="result as JSON")
@@ -395,6 +426,12 @@ def _add_timeout(parser: argparse.ArgumentParser, seconds: int = MAX_DEPLOYMENT_
         default=seconds,
         help="time limit for the wait (default: %(default)s)",
     )
+
+
+def _port(text: str) -> int:
+    if text.isdecimal() and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port; it must be a whole number from 0 to 65535")
 
 
 def _count(text: str) -> int:
@@ -560,6 +597,18 @@ def _recipe(arguments: argparse.Namespace) -> int:
     return data_recipe.run(arguments)
 
 
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        import starlette
+        import uvicorn
+    except ImportError as error:
+        raise CommandError(
+            f"Serving requires a package that is not installed: {error.name}. Install it:\n  pip install 'loradrop[serve]'"
+        ) from error
+    del starlette, uvicorn
+    return _on_aws("loradrop_serve.server", "serve")(arguments)
+
+
 def _on_aws(module: str, function: str) -> Callable[[argparse.Namespace], int]:
     """A command that calls AWS, and reports what that refuses as wrong usage is reported."""
 
@@ -568,7 +617,7 @@ def _on_aws(module: str, function: str) -> Callable[[argparse.Namespace], int]:
         from loradrop_client import LoradropError
 
         command: Callable[[argparse.Namespace], int] = getattr(
-            importlib.import_module(f".{module}", __package__), function
+            importlib.import_module(module if "." in module else f".{module}", __package__), function
         )
         try:
             return command(arguments)

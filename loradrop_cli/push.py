@@ -11,7 +11,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,7 +57,7 @@ class Tarball:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Upload:
+class Upload:
     adapter: str
     bucket: str
     key: str
@@ -81,14 +81,14 @@ def push(arguments: argparse.Namespace) -> int:
         session = boto3.Session()
     # With --base no stack is needed to reject an adapter.
     stack = read_stack(stack_name, session) if arguments.base is None else None
-    choice = _choice(arguments, stack)
+    choice = stack_choice(arguments, stack)
     with _tarball(path, choice) as tarball:
         if not (arguments.json and tarball.report.accepted):
             _print_validation(arguments, adapter, stack_name, path, choice, tarball.report)
         if not tarball.report.accepted:
             return ExitCode.REJECTED
         stack = stack or read_stack(stack_name, session)
-        return _Push(arguments, adapter, stack, session).run(tarball)
+        return Push(arguments, adapter, stack, session).run(tarball)
 
 
 def _print_validation(
@@ -143,7 +143,7 @@ def _adapter(name: str | None, path: Path) -> str:
     return name
 
 
-def _choice(arguments: argparse.Namespace, stack: StackOutputs | None) -> ProfileChoice:
+def stack_choice(arguments: argparse.Namespace, stack: StackOutputs | None) -> ProfileChoice:
     """What --base names; else what the stack itself validates for."""
     if stack is None:
         return ProfileChoice(arguments, arguments.base)
@@ -187,7 +187,7 @@ def _tarball(path: Path, choice: ProfileChoice) -> Iterator[Tarball]:
         yield Tarball(file, path.stat().st_size, report)
 
 
-class _Push:
+class Push:
     """One upload, from the stack's outputs to its outcome."""
 
     def __init__(
@@ -228,7 +228,11 @@ class _Push:
                 f"{error}\nThe upload is complete, and its deployment continues. To see its outcome:\n  {upload.report_command}"
             ) from error
 
-    def _upload(self, tarball: Tarball) -> _Upload:
+    def _upload(self, tarball: Tarball) -> Upload:
+        with Progress("uploading", tarball.size_bytes) as progress:
+            return self.upload(tarball, progress.advance)
+
+    def upload(self, tarball: Tarball, advance: Callable[[int], None]) -> Upload:
         """What is in S3 afterwards is what was validated, to the byte.
 
         boto3 sends the SHA-256 of each request's body, and so of each part of a large file; S3 stores nothing that does not
@@ -247,16 +251,13 @@ class _Push:
         # The transfer returns nothing, and the newest version of the key could be another's.
         self._s3.meta.events.register("after-call.s3", note)
         tarball.file.seek(0)
-        with (
-            Progress("uploading", tarball.size_bytes) as progress,
-            explaining(f"upload to s3://{self._bucket}/{self._key}"),
-        ):
+        with explaining(f"upload to s3://{self._bucket}/{self._key}"):
             self._s3.upload_fileobj(
                 tarball.file,
                 self._bucket,
                 self._key,
                 ExtraArgs={"ChecksumAlgorithm": "SHA256", "ContentType": "application/gzip"},
-                Callback=progress.advance,
+                Callback=advance,
                 Config=_TRANSFER,
             )
         answer = answers[-1]
@@ -271,9 +272,9 @@ class _Push:
                 f"Versioning is suspended on the bucket {self._bucket}, so the stack rejects the upload. Enable it, and push again:\n"
                 f"  aws s3api put-bucket-versioning --bucket {self._bucket} --versioning-configuration Status=Enabled"
             )
-        return _Upload(self._adapter, self._bucket, self._key, answer["VersionId"])
+        return Upload(self._adapter, self._bucket, self._key, answer["VersionId"])
 
-    def _follow(self, tarball: Tarball, upload: _Upload, executions: UploadExecutions) -> int:
+    def _follow(self, tarball: Tarball, upload: Upload, executions: UploadExecutions) -> int:
         deadline = time.monotonic() + self._arguments.timeout
         arn = None
         try:
@@ -294,7 +295,7 @@ class _Push:
         return self._end(tarball, ExitCode.FAILED, None, message, upload)
 
     def _execution(
-        self, executions: UploadExecutions, upload: _Upload, deadline: float, besides: str | None = None
+        self, executions: UploadExecutions, upload: Upload, deadline: float, besides: str | None = None
     ) -> str | None:
         deadline = min(deadline, time.monotonic() + START_DEADLINE_SECONDS)
         with Progress("waiting for the deployment to start"), explaining("find the execution of this upload"):
@@ -308,7 +309,7 @@ class _Push:
         stream = sys.stderr if self._json else sys.stdout
         return follow_execution(self._states, "DeployAdapter", arn, stream, deadline)
 
-    def _conclude(self, tarball: Tarball, upload: _Upload, execution: Execution) -> int:
+    def _conclude(self, tarball: Tarball, upload: Upload, execution: Execution) -> int:
         code, outcome = _meaning(execution)
         if execution.status == RUNNING:
             message = f"Not finished after {self._arguments.timeout:g} s. {_continues(upload, execution.arn)}"
@@ -323,7 +324,7 @@ class _Push:
         code: ExitCode,
         outcome: Outcome | None,
         message: str,
-        upload: _Upload | None = None,
+        upload: Upload | None = None,
         execution: Execution | None = None,
     ) -> int:
         if self._json:
@@ -370,7 +371,7 @@ def _meaning(execution: Execution) -> tuple[ExitCode, Outcome | None]:
     return ExitCode.FAILED, outcomes.get(execution.error)
 
 
-def _continues(upload: _Upload, arn: str | None) -> str:
+def _continues(upload: Upload, arn: str | None) -> str:
     describe = f"aws stepfunctions describe-execution --execution-arn {arn} --query '[status, output, cause]'"
     return f"The deployment continues. To see how it ends:\n  {describe if arn else upload.report_command}"
 

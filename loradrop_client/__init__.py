@@ -10,7 +10,7 @@
 Every failure is a LoradropError, whose message is a sentence for whoever reads it.
 """
 
-from .adapters import Adapters, Message
+from .adapters import BASE, Adapters, AnswerStream, Message, Served
 from .errors import (
     AWS_ERRORS,
     AccessRefusedError,
@@ -30,10 +30,12 @@ from .stack_outputs import DEFAULT_STACK, STACK_VARIABLE, StackOutputs, default_
 
 __all__ = [
     "AWS_ERRORS",
+    "BASE",
     "DEFAULT_STACK",
     "STACK_VARIABLE",
     "AccessRefusedError",
     "Adapters",
+    "AnswerStream",
     "AwsUnavailableError",
     "ComponentBrokenError",
     "LoradropError",
@@ -42,6 +44,7 @@ __all__ = [
     "ModelNotReadyError",
     "NoLiveComponentError",
     "RequestRefusedError",
+    "Served",
     "StackNotFoundError",
     "StackOutputs",
     "StreamBrokenError",

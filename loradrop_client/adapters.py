@@ -1,5 +1,6 @@
 """Adapters: the live component of each, and its answers."""
 
+import contextlib
 import json
 import random
 import re
@@ -40,11 +41,12 @@ from .errors import (
     explained,
 )
 from .stack_outputs import AWS_CONFIG, default_stack, read_stack
-from .wire import answer_of, pieces_of, text_of
+from .wire import answer_of, events_of, pieces_of, text_of
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "…"}
 Answer = TypeVar("Answer")
 
+BASE = "base"
 CACHE_SECONDS = 5.0
 DEADLINE_SECONDS = 60.0
 FIRST_DELAY_SECONDS = 0.25
@@ -59,12 +61,35 @@ BAD_REQUEST_STATUSES = (400, 413, 422, 424)
 RESOURCE_NAME = re.compile(r"[A-Za-z0-9-]{1,63}")
 
 
+# What stands in the registry: `state` of a component that may be asked. The others are being made or deleted.
+_STANDING = ("live", "standby")
+MIN_RELEASE_CHARACTERS = 4
+
+
 @dataclass(frozen=True, slots=True)
-class _Live:
-    """What the registry's live pointer names."""
+class Served:
+    """A component that answers. `release` is empty for the base, and where the registry does not say it."""
 
     component: str
     endpoint: str
+    release: str = ""
+
+
+class AnswerStream:
+    """The events of a streamed answer, as the model server's JSON has them. To be read by one thread."""
+
+    def __init__(self, served: Served, body: "EventStream[Any]") -> None:
+        self.served, self._body = served, body
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Raises StreamBrokenError."""
+        return events_of(_parts(self._body))
+
+    def end(self) -> None:
+        """Another thread may call it: whoever reads has StreamBrokenError at once, and the model server hears of it."""
+        raw: Any = self._body._raw_stream  # type: ignore[attr-defined]  # botocore has no other way to it
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # it has ended by itself
+            getattr(raw, "shutdown", raw.close)()  # urllib3 has it from 2.3 on
 
 
 class _ComponentRefusedError(ModelError):
@@ -73,6 +98,9 @@ class _ComponentRefusedError(ModelError):
 
 class Adapters:
     """The adapters of one stack. It may be shared by threads, and is best kept for the life of a program.
+
+    Wherever an adapter is named, `acme@RELEASE` names one of its releases, by its first characters (4 at least), as long as a
+    component of it stands.
 
     The live component of an adapter, and its endpoint, are read from the registry and kept for `cache_seconds`, which must be
     well below the stack's GracePeriodSeconds. What may succeed a moment later (throttling; a model that is loading or full) is
@@ -88,24 +116,30 @@ class Adapters:
         *,
         registry_table: str,
         session: boto3.Session | None = None,
+        base: Served | None = None,
+        max_connections: int = 50,
         cache_seconds: float = CACHE_SECONDS,
         deadline_seconds: float = DEADLINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """`clock`, `sleep` and `chance` (0 to 1) are for tests. Raises AwsUnavailableError where no region is set."""
+        """With `base`, the name `base` is asked of it. `clock`, `sleep` and `chance` (0 to 1) are for tests.
+
+        Raises AwsUnavailableError where no region is set.
+        """
         try:
             session = session or boto3.Session()
             self._dynamodb = session.client("dynamodb", config=AWS_CONFIG)
-            self._runtime = session.client("sagemaker-runtime", config=INVOKE_CONFIG)
+            config = INVOKE_CONFIG.merge(Config(max_pool_connections=max_connections))
+            self._runtime = session.client("sagemaker-runtime", config=config)
         except (BotoCoreError, ValueError) as error:
             raise explained(error, "reach AWS") from error
-        self._table = registry_table
+        self._table, self._base = registry_table, base
         self._cache_seconds, self._deadline_seconds = cache_seconds, deadline_seconds
         self._clock, self._sleep, self._chance = clock, sleep, chance
         self._lock = threading.Lock()
-        self._known: dict[str, tuple[_Live, float]] = {}  # adapter → live component, until when
+        self._known: dict[str, tuple[Served, float]] = {}  # model → live component, until when
 
     @classmethod
     def of_stack(cls, name: str | None = None, *, session: boto3.Session | None = None, **settings: Any) -> "Adapters":
@@ -117,7 +151,11 @@ class Adapters:
         """The inference component that serves this adapter now. Raises NoLiveComponentError."""
         return self._live(adapter).component
 
-    def _live(self, adapter: str) -> _Live:
+    def served(self, adapter: str) -> Served:
+        """The component and endpoint that serve this adapter now. Raises NoLiveComponentError."""
+        return self._live(adapter)
+
+    def _live(self, adapter: str) -> Served:
         now = self._clock()
         with self._lock:
             known = self._known.get(adapter)
@@ -162,40 +200,47 @@ class Adapters:
         stream that is silent for 65 seconds ends so; SageMaker itself ends one that takes too long (ModelInvocationTimeExceeded).
         """
         asked = _chat_request(message, system, max_tokens=max_tokens, temperature=temperature, **parameters)
-        body = json.dumps(asked | {"stream": True}).encode()
+        return pieces_of(self.begin(adapter, asked))
 
-        def begin(live: _Live) -> "EventStream[Any]":
-            answer = self._runtime.invoke_endpoint_with_response_stream(**_call(live, body))
-            return answer["Body"]
+    def begin(self, adapter: str, request: Mapping[str, Any]) -> AnswerStream:
+        """Calls at once, as `stream` does; the answer's events are still to be read."""
+        body = json.dumps({**request, "stream": True}).encode()
 
-        return pieces_of(_parts(self._answered(adapter, begin)))
+        def begin(served: Served) -> AnswerStream:
+            answer = self._runtime.invoke_endpoint_with_response_stream(**_call(served, body))
+            return AnswerStream(served, answer["Body"])
+
+        return self._answered(adapter, begin)
 
     def invoke(self, adapter: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer to a request in one of LMI's schemas: {"messages": …}, {"inputs": …} or {"prompt": …}."""
+        return self.ask(adapter, request)[1]
+
+    def ask(self, adapter: str, request: Mapping[str, Any]) -> tuple[Served, dict[str, Any]]:
+        """What answered, and its whole answer, as `invoke` has it."""
         body = json.dumps(dict(request)).encode()
 
-        def ask(live: _Live) -> dict[str, Any]:
-            answer = self._runtime.invoke_endpoint(**_call(live, body))
+        def ask(served: Served) -> tuple[Served, dict[str, Any]]:
+            answer = self._runtime.invoke_endpoint(**_call(served, body))
             try:
-                return answer_of(answer["Body"].read())
+                return served, answer_of(answer["Body"].read())
             except ModelError as error:
-                raise _classified(f"{live.component}: {error}", error.status) from error
+                raise _classified(f"{served.component}: {error}", error.status, error.said) from error
 
         return self._answered(adapter, ask)
 
-    def _read_live(self, adapter: str) -> _Live:
-        try:
-            # Consistent: just after a deployment an old answer would be wrong.
-            found = self._dynamodb.get_item(
-                TableName=self._table,
-                Key={"adapter": {"S": adapter}, "record": {"S": "state"}},
-                ConsistentRead=True,
-                ProjectionExpression="#live",
-                ExpressionAttributeNames={"#live": "live"},
-            )
-        except AWS_ERRORS as error:
-            raise explained(error, f"read the live component of {adapter} from the registry {self._table}") from error
-        match found.get("Item", {}).get("live"):
+    def _read_live(self, model: str) -> Served:
+        adapter, at, release = model.partition("@")
+        if model == BASE and self._base is not None:
+            if "live" in self._item(BASE, "live"):
+                raise NoLiveComponentError(
+                    "The name 'base' is the base component's, and an adapter is called so too. Name the adapter's release: base@RELEASE."
+                )
+            return self._base
+        if at:
+            return self._standing(adapter, release)
+        pointer: Any = self._item(adapter, "live").get("live")
+        match pointer:
             case None:
                 raise NoLiveComponentError(
                     f"The adapter {adapter!r} is not live: it was not deployed yet, or it was removed. Deploy it:\n"
@@ -204,20 +249,62 @@ class Adapters:
             case {"M": {"component": {"S": str(component)}, "endpoint": {"S": str(endpoint)}}} if all(
                 map(RESOURCE_NAME.fullmatch, (component, endpoint))
             ):
-                return _Live(component, endpoint)
+                return Served(component, endpoint, pointer["M"].get("release", {}).get("S", ""))
             case _:
                 raise AwsUnavailableError(
                     f"The live pointer of {adapter!r} names no component and endpoint. Is {self._table} the registry of a loradrop "
                     "stack?"
                 )
 
-    def _forget(self, adapter: str, live: _Live) -> None:
+    def _standing(self, adapter: str, release: str) -> Served:
+        """The component of this release: the live one, or else the standby that is kept longest."""
+        found = self._item(adapter, "components").get("components", {}).get("M", {})
+        entries = [
+            (name, entry["M"])
+            for name, entry in found.items()
+            if entry["M"]["state"]["S"] in _STANDING
+            and all(map(RESOURCE_NAME.fullmatch, (name, entry["M"]["endpoint"]["S"])))
+        ]
+        matching = [one for one in entries if one[1]["release"]["S"].startswith(release.lower())]
+        if len(release) >= MIN_RELEASE_CHARACTERS and len({entry["release"]["S"] for _, entry in matching}) == 1:
+            name, entry = max(
+                matching, key=lambda one: (one[1]["state"]["S"] == "live", int(one[1].get("until", {}).get("N", "0")))
+            )
+            return Served(name, entry["endpoint"]["S"], entry["release"]["S"])
+        known = ", ".join(sorted({entry["release"]["S"][:8] for _, entry in entries})) or "none"
+        why = (
+            f"is less than {MIN_RELEASE_CHARACTERS} characters"
+            if len(release) < MIN_RELEASE_CHARACTERS
+            else "names more than one"
+            if matching
+            else "does not stand"
+        )
+        raise NoLiveComponentError(f"The release {release!r} of {adapter!r} {why}. Releases that stand: {known}.")
+
+    def _item(self, adapter: str, attribute: str) -> Mapping[str, Any]:
+        """This attribute of the adapter's state, if it has it."""
+        if not adapter:  # of a key DynamoDB says so in other words
+            raise NoLiveComponentError("The name of the adapter is empty.")
+        try:
+            # Consistent: just after a deployment an old answer would be wrong.
+            found = self._dynamodb.get_item(
+                TableName=self._table,
+                Key={"adapter": {"S": adapter}, "record": {"S": "state"}},
+                ConsistentRead=True,
+                ProjectionExpression="#attribute",
+                ExpressionAttributeNames={"#attribute": attribute},
+            )
+        except AWS_ERRORS as error:
+            raise explained(error, f"read the live component of {adapter} from the registry {self._table}") from error
+        return found.get("Item", {})
+
+    def _forget(self, adapter: str, live: Served) -> None:
         with self._lock:
             known = self._known.get(adapter)
             if known is not None and known[0] == live:  # else another thread knows better already
                 del self._known[adapter]
 
-    def _answered(self, adapter: str, call: Callable[[_Live], Answer]) -> Answer:
+    def _answered(self, adapter: str, call: Callable[[Served], Answer]) -> Answer:
         """What `call` makes of the live component, retried as long as that makes sense."""
         began = self._clock()
         tries = 0
@@ -234,6 +321,7 @@ class Adapters:
                         f"{error} The live pointer names this component. If it is missing or Failed, ReconcileFleet heals it "
                         f"within minutes. To see its state:\n  loradrop status {shlex.quote(adapter)}",
                         error.status,
+                        error.said,
                     ) from error.__cause__
                 is_renewed = True
             except ModelNotReadyError as error:
@@ -244,6 +332,7 @@ class Adapters:
                     raise ModelNotReadyError(
                         f"No answer from {adapter} after {tries} tries in {passed:.0f} s. The last one: {error}",
                         error.status,
+                        error.said,
                     ) from error.__cause__
                 self._sleep(delay)
 
@@ -260,7 +349,7 @@ def _chat_request(message: str | Sequence[Message] | Mapping[str, Any], system: 
     return {"messages": messages, **given}
 
 
-def _call(live: _Live, body: bytes) -> Any:
+def _call(live: Served, body: bytes) -> Any:
     return {
         "EndpointName": live.endpoint,
         "InferenceComponentName": live.component,
@@ -269,7 +358,7 @@ def _call(live: _Live, body: bytes) -> Any:
     }
 
 
-def _explaining(call: Callable[[_Live], Answer], live: _Live) -> Answer:
+def _explaining(call: Callable[[Served], Answer], live: Served) -> Answer:
     component = live.component
     try:
         return call(live)
@@ -292,22 +381,27 @@ def _refusal(component: str, error: ClientError) -> LoradropError:
     response: Any = error.response
     code, message = response["Error"].get("Code", ""), response["Error"].get("Message", "")
     status = response.get("OriginalStatusCode", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    said = f"{component} answered {status} ({code}): {response.get('OriginalMessage', message)}"
+    reason = response.get("OriginalMessage", message)
+    said = f"{component} answered {status} ({code}): {reason}"
     if is_not_ready(status, code, said):
-        return ModelNotReadyError(said, status)
+        return ModelNotReadyError(said, status, reason)
     if code in ("ValidationError", "ValidationException"):
-        return _ComponentRefusedError(said, status)
-    return _failed(said, status)
+        return _ComponentRefusedError(said, status, reason)
+    return _failed(said, status, reason)
 
 
-def _classified(said: str, status: int | None) -> ModelError:
-    return ModelNotReadyError(said, status) if is_not_ready(status, "", said) else _failed(said, status)
+def _classified(said: str, status: int | None, reason: str) -> ModelError:
+    if is_not_ready(status, "", said):
+        return ModelNotReadyError(said, status, reason)
+    return _failed(said, status, reason)
 
 
-def _failed(said: str, status: int | None) -> ModelError:
+def _failed(said: str, status: int | None, reason: str) -> ModelError:
     if status in BAD_REQUEST_STATUSES:
-        return RequestRefusedError(f"{said} Change the request: the model server would refuse it again.", status)
-    return ModelError(said, status)
+        return RequestRefusedError(
+            f"{said} Change the request: the model server would refuse it again.", status, reason
+        )
+    return ModelError(said, status, reason)
 
 
 def _parts(body: "EventStream[Any]") -> Iterator[bytes]:

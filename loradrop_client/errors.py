@@ -29,11 +29,14 @@ class NoLiveComponentError(LoradropError):
 
 
 class ModelError(LoradropError):
-    """The model server, or SageMaker in front of it, does not answer this request. `status` is the HTTP status, if there is one."""
+    """The model server, or SageMaker in front of it, does not answer this request.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    `status` is the HTTP status, if there is one; `said` is what it answered, in its own words.
+    """
+
+    def __init__(self, message: str, status: int | None = None, said: str = "") -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.said = status, said
 
 
 class ModelNotReadyError(ModelError):

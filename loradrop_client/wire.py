@@ -29,7 +29,7 @@ def answer_of(body: bytes) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise ModelError(f"The model's answer is not a JSON object: {_shown(body)}")
     if (failure := _failure_in(answer)) is not None:
-        raise ModelError(f"The model answered with an error: {failure}", _status_in(answer))
+        raise ModelError(f"The model answered with an error: {failure}", _status_in(answer), failure)
     return answer
 
 
@@ -41,24 +41,31 @@ def text_of(answer: dict[str, Any]) -> str:
     return text
 
 
-def pieces_of(parts: Iterable[bytes]) -> Iterator[str]:
-    """The pieces of text as they come, none of them empty. Raises StreamBrokenError where the answer breaks off."""
-    is_answered = is_begun = is_choice = is_finished = False
+def pieces_of(events: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The pieces of text in a stream's events, none of them empty."""
+    is_begun = False
+    for event in events:
+        if is_begun and "generated_text" in event and "token" not in event:
+            continue  # the whole text once more
+        if piece := _text_in(event):
+            is_begun = True
+            yield piece
+
+
+def events_of(parts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The events of a stream as they come. Raises StreamBrokenError where the answer breaks off."""
+    is_answered = is_choice = is_finished = False
     for line in _lines(parts):
         event = _event_in(line)
         if event is None:
             continue
         is_answered = True
         if (failure := _failure_in(event)) is not None:
-            raise StreamBrokenError(f"The model broke off its answer: {failure}", _status_in(event))
+            raise StreamBrokenError(f"The model broke off its answer: {failure}", _status_in(event), failure)
         if event.get("choices") is not None:
             is_choice = True
             is_finished = is_finished or any(choice.get("finish_reason") for choice in _choices_in(event))
-        if is_begun and "generated_text" in event and "token" not in event:
-            continue  # the whole text once more
-        if piece := _text_in(event):
-            is_begun = True
-            yield piece
+        yield event
     if not is_answered:
         raise StreamBrokenError("The model's answer ended before it had begun.")
     # Only of this schema is it sure that a last piece says so.

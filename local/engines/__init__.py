@@ -62,7 +62,7 @@ class Generation:
 
 @dataclass(slots=True)
 class Run:
-    """What becomes known during a generation, for a caller who asked for the whole answer."""
+    """What becomes known during a generation."""
 
     prompt_tokens: int = 0
     finish_reason: str = "length"
@@ -93,9 +93,16 @@ class Engine(Protocol):
         """The whole answer of the adapter, or of the base if `adapter` is None. Raises UnknownAdapterError."""
 
     def stream(
-        self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
+        self,
+        prompt: str,
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        temperature: float,
+        stop: Sequence[str] = (),
+        run: Run | None = None,
     ) -> Iterator[Token]:
-        """The same answer, token by token."""
+        """The same answer, token by token. `run` has its prompt's length from the first token on."""
 
     def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str: ...
 

@@ -134,10 +134,17 @@ class Engine:
         return Generation(text, tokens, run.finish_reason, run.prompt_tokens)
 
     def stream(
-        self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
+        self,
+        prompt: str,
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        temperature: float,
+        stop: Sequence[str] = (),
+        run: Run | None = None,
     ) -> Iterator[Token]:
         """The same answer, token by token."""
-        return self._tokens(Run(), prompt, adapter, max_new_tokens, temperature, stop)
+        return self._tokens(run or Run(), prompt, adapter, max_new_tokens, temperature, stop)
 
     def _tokens(
         self, run: Run, prompt: str, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str]

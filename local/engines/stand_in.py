@@ -15,7 +15,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 
-from . import AdapterLoadError, EngineState, Generation, Token, UnknownAdapterError, check_rank
+from . import AdapterLoadError, EngineState, Generation, Run, Token, UnknownAdapterError, check_rank
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -114,7 +114,10 @@ class StandInEngine:
         max_new_tokens: int,
         temperature: float,
         stop: Sequence[str] = (),
+        run: Run | None = None,
     ) -> Iterator[Token]:
+        if run is not None:
+            run.prompt_tokens = len(prompt.split())
         text = ""
         for step in range(max_new_tokens):
             # Looked up for every token: an adapter that is unloaded in the middle of its answer ends the answer.

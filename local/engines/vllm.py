@@ -215,9 +215,16 @@ class VllmEngine:
         return Generation("".join(token.text for token in tokens), tokens, run.finish_reason, run.prompt_tokens)
 
     def stream(
-        self, prompt: str, *, adapter: str | None, max_new_tokens: int, temperature: float, stop: Sequence[str] = ()
+        self,
+        prompt: str,
+        *,
+        adapter: str | None,
+        max_new_tokens: int,
+        temperature: float,
+        stop: Sequence[str] = (),
+        run: Run | None = None,
     ) -> Iterator[Token]:
-        return self._tokens(Run(), prompt, adapter, max_new_tokens, temperature, stop)
+        return self._tokens(run or Run(), prompt, adapter, max_new_tokens, temperature, stop)
 
     def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
         tokens = self._json("/tokenize", {"messages": list(messages), "add_generation_prompt": True})["tokens"]

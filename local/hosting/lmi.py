@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from ..engines import Engine, Token
+from ..engines import Engine, Run, Token
 from .errors import ContainerError
 
 JSON = "application/json"
@@ -114,6 +114,7 @@ class _Call:
     details: bool = False
     return_full_text: bool = False
     logprobs: bool = False
+    stream_usage: bool = False
 
 
 def answer(engine: Engine, adapter: str | None, body: bytes, handler: Handler, model: str = "lmi") -> Answer:
@@ -201,6 +202,11 @@ def _logprobs(request: Mapping[str, Any]) -> bool:
     return wanted if isinstance(wanted, bool) else wanted is not None and _number(request, "logprobs", 0) >= 0
 
 
+def _stream_usage(request: Mapping[str, Any]) -> bool:
+    options = request.get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))
+
+
 def _kind(value: Any) -> str:
     return {dict: "an object", list: "a list", bool: "a boolean", str: "a text", type(None): "null"}.get(
         type(value), "a number"
@@ -234,6 +240,7 @@ def _openai_call(request: Mapping[str, Any], prompt: str, *, default_max_tokens:
         stop=_stops(request.get("stop")),
         streamed=bool(request.get("stream", False)),
         logprobs=_logprobs(request),
+        stream_usage=_stream_usage(request),
     )
 
 
@@ -265,14 +272,17 @@ class _Result:
 
 def _answer(engine: Engine, adapter: str | None, call: _Call, whole: Any, lines: Any) -> Answer:
     if call.streamed:
+        run = Run()
         tokens = engine.stream(
             call.prompt,
             adapter=adapter,
             max_new_tokens=call.max_new_tokens,
             temperature=call.temperature,
             stop=call.stop,
+            run=run,
         )
-        pieces = (_line(piece) for piece in lines(call, tokens))
+        made = lines(call, tokens)
+        pieces = (_line(piece) for piece in (_with_usage(made, run) if call.stream_usage else made))
         # The first piece is made before the answer begins: what the engine refuses is an error, not a broken stream.
         first = next(pieces, None)
         return Answer(JSON_LINES, itertools.chain(() if first is None else (first,), pieces))
@@ -281,6 +291,17 @@ def _answer(engine: Engine, adapter: str | None, call: _Call, whole: Any, lines:
     )
     result = _Result(made.text, made.tokens, made.finish_reason, made.prompt_tokens)
     return Answer(JSON, iter((_line(whole(call, result)),)))
+
+
+def _with_usage(lines: Iterator[dict[str, Any]], run: Run) -> Iterator[dict[str, Any]]:
+    """And a last event that has no choice: what vLLM sends where `stream_options` has `include_usage`."""
+    line: dict[str, Any] = {}
+    answered = 0
+    for line in lines:
+        answered += (line["choices"][0].get("delta") or {}).get("role") is None
+        yield line
+    counts = {"prompt_tokens": run.prompt_tokens, "completion_tokens": answered}
+    yield line | {"choices": [], "usage": counts | {"total_tokens": run.prompt_tokens + answered}}
 
 
 def _line(piece: dict[str, Any]) -> bytes:

@@ -164,6 +164,30 @@ def invoke(
     return 200, reply, _events(answer.chunks)
 
 
+def completed(
+    backend: HostingBackend, endpoint_name: str, headers: dict[str, str], body: bytes, streamed: bool
+) -> tuple[int, dict[str, str], Iterator[bytes]]:
+    """The same of SageMaker's own OpenAI path: errors in OpenAI's form, a stream as server-sent events."""
+    try:
+        _, answer = backend.invoke(
+            endpoint_name, headers["x-amzn-sagemaker-inference-component"], body, streamed=streamed
+        )
+    except InvocationError as error:
+        said = error.members.get("OriginalMessage", error.message)
+        content = {"error": {"message": said, "type": "invalid_request_error", "param": None, "code": error.code}}
+        status = int(error.members.get("OriginalStatusCode", error.status))
+        return status, {"Content-Type": "application/json"}, iter((json.dumps(content).encode(),))
+    if not streamed:
+        return 200, {"Content-Type": "application/json"}, answer.chunks
+    return 200, {"Content-Type": "text/event-stream"}, _server_sent(answer.chunks)
+
+
+def _server_sent(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield b"data: " + chunk.strip() + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
 def _events(chunks: Iterator[bytes]) -> Iterator[bytes]:
     try:
         for chunk in chunks:

@@ -40,7 +40,7 @@ from loradrop_client import (
     StreamBrokenError,
     explained,
 )
-from loradrop_client.wire import MAX_LINE_BYTES, answer_of, pieces_of, text_of
+from loradrop_client.wire import MAX_LINE_BYTES, answer_of, events_of, pieces_of, text_of
 from tests.adapters import good_tarball
 
 from .conftest import BASE, ENDPOINT
@@ -357,9 +357,9 @@ STREAMS = {
 def test_a_stream_may_be_cut_anywhere(stream: bytes) -> None:
     for size in (1, 2, 3, 7, 64, len(stream)):
         parts = [stream[at : at + size] for at in range(0, len(stream), size)]
-        assert "".join(pieces_of(parts)) == TEXT
+        assert "".join(pieces_of(events_of(parts))) == TEXT
     for cut in range(len(stream)):
-        assert "".join(pieces_of([stream[:cut], b"", stream[cut:]])) == TEXT
+        assert "".join(pieces_of(events_of([stream[:cut], b"", stream[cut:]]))) == TEXT
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_a_stream_may_be_cut_anywhere(stream: bytes) -> None:
 def test_a_stream_that_breaks_off_says_so_after_what_came(stream: bytes, said: str, status: int | None) -> None:
     pieces: list[str] = []
     with pytest.raises(StreamBrokenError, match=said) as broken:
-        pieces.extend(pieces_of([stream]))
+        pieces.extend(pieces_of(events_of([stream])))
     assert "".join(pieces).startswith("Grüße, ")
     assert broken.value.status == status
 
@@ -389,7 +389,7 @@ def test_a_stream_that_breaks_off_says_so_after_what_came(stream: bytes, said: s
 @pytest.mark.parametrize("stream", [b"", b": hello\n\ndata: [DONE]\n"])
 def test_a_stream_that_holds_nothing_is_no_empty_answer(stream: bytes) -> None:
     with pytest.raises(StreamBrokenError, match="ended before it had begun"):
-        list(pieces_of([stream]))
+        list(pieces_of(events_of([stream])))
 
 
 def test_whole_answers_of_all_schemas_have_a_text() -> None:
@@ -426,7 +426,7 @@ def test_a_line_that_comes_in_many_parts_costs_no_more_than_its_bytes() -> None:
     """Joined anew with every part, this would take half a minute."""
     parts = [b'{"token": {"text": "', *[b"x" * 1000] * 8000, b'"}}\n']
     began = time.monotonic()
-    assert len("".join(pieces_of(parts))) == 8_000_000
+    assert len("".join(pieces_of(events_of(parts)))) == 8_000_000
     assert time.monotonic() - began < 5
 
 
