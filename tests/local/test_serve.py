@@ -1,5 +1,6 @@
 """The door on the deployed stack: unmodified clients of OpenAI's API, and updates under their requests."""
 
+import argparse
 import asyncio
 import base64
 import contextlib
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,17 @@ from starlette.testclient import TestClient
 from local.cloud import REGION
 from local.door import LocalDoor
 from local.engines.stand_in import StandInEngine
+from loradrop_cli.connection import Connection
 from loradrop_client.adapters import CACHE_SECONDS
+from loradrop_serve.server import application_of
 from tests.adapters import good_tarball
 
 from .account import Account, allow, policy, unique
 from .conftest import REPOSITORY, StackUnderTest, eventually
+from .test_life import to_operate
+from .test_push import as_user, known_names, push, without_each_action
+
+__all__ = ["as_user", "push"]  # fixtures
 
 MESSAGES: Any = [{"role": "user", "content": "Say in one sentence what you are for."}]
 GREEDY: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
@@ -158,18 +165,9 @@ def test_litellm_and_langchain_ask_and_stream(door: str, client: openai.OpenAI, 
     print(tried.stdout)
 
 
-def test_a_token_is_wanted_where_the_address_is_others(stack: StackUnderTest, adapter: str, tmp_path: Path) -> None:
+def test_a_token_is_the_clients_api_key(stack: StackUnderTest, adapter: str, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("a-token-that-nobody-guesses\n")
-    refused = subprocess.run(
-        [sys.executable, "-m", "loradrop_cli", "serve", "--stack", stack.name, "--host", "0.0.0.0", "--port", "0"],
-        env=os.environ | stack.cloud.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 2
-    assert "--token-file token" in refused.stderr
     with served(stack, "--token-file", token) as url:
         stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="other", max_retries=0)
         with pytest.raises(openai.AuthenticationError):
@@ -254,6 +252,36 @@ def test_the_local_cloud_serves_the_stack_once_it_is_deployed(
     door = TestClient(LocalDoor(stack.name), base_url=address)
     assert "page.js" in door.get("/").text
     assert adapter in [one["id"] for one in door.get("/v1/models").json()["data"]]
+
+
+def test_the_documented_permissions_are_enough_and_each_is_needed(
+    stack: StackUnderTest, adapter: str, as_user: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    section = (REPOSITORY / "docs/serving.md").read_text().partition("## Permissions")[2]
+    [policy] = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    names = known_names(stack)
+    to_look = json.loads(re.sub(r"[A-Z_]{5,}", lambda found: names[found[0]], policy))["Statement"]
+    record = stack.newest_record(adapter).removeprefix("upload#")
+    execution = stack.states.list_executions(stateMachineArn=stack.machine)["executions"][0]["executionArn"]
+    views: list[tuple[str, dict[str, str]]] = [
+        ("adapter", {"name": adapter}),
+        ("document", {"name": adapter, "order": record, "kind": "smoke"}),
+        ("document", {"name": adapter, "order": record, "kind": "manifest"}),
+        ("execution", {"arn": execution}),
+        ("executions", {}),
+    ]
+
+    def refused(statements: list[dict[str, Any]]) -> list[str]:
+        as_user([*to_operate(stack), *statements])
+        app = application_of(Connection.of(argparse.Namespace(stack=stack.name)))
+        client = TestClient(app, base_url="http://127.0.0.1:8080")
+        answers = [(view, client.get(f"/api/{view}", params=query)) for view, query in views]
+        assert {one.status_code for _, one in answers} <= {200, 502}
+        return [view for view, one in answers if one.status_code != 200]
+
+    assert refused(to_look) == []
+    for missing, statements in without_each_action(to_look):
+        assert refused(statements), f"{missing} is not needed"
 
 
 # SageMaker's own path
