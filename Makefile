@@ -6,6 +6,8 @@ ENGINE ?= tiny
 # Of test-engine: how many adapters are generated, and which.
 ADAPTERS ?= 300
 SEED ?= 1
+# Of soak: how long deeds and faults happen.
+SECONDS ?= 300
 VENV := .venv
 TOOLS := .tools
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 
 PACKAGES := functions local training loradrop_cli loradrop_client benchmarks tests/local tests/engine
 
-.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests engine test-engine docs clean
+.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests engine test-engine soak docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -67,6 +69,10 @@ protocol: setup ## The deployment protocol, explored for hours: docs/protocol.md
 local-tests: setup ## The stack, deployed by sam on the local cloud
 	@echo "== the stack on the local cloud"
 	$(BIN)/python -m pytest tests/local -q -n 2 --dist loadfile
+
+soak: setup ## The deployed stack under random deeds and faults: SECONDS, SEED
+	@echo "== the soak run"
+	$(BIN)/python -m tests.local.soak --seed $(SEED) --seconds $(SECONDS)
 
 engine: .engine/.installed ## Install vLLM for the CPU in an environment of its own (3.4 GB)
 
