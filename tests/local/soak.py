@@ -133,9 +133,9 @@ class Soak:
         self._removed: list[tuple[str, float]] = []
         self._releases: dict[str, str] = {}
         self._deployed: dict[str, list[bytes]] = {name: [] for name in self.adapters}
-        self._inputs: list[str] = []
         self._failed: list[str] = []
         self._seed = seed * 10_000
+        self._queue = self._listen()
 
     def run(self, seconds: float, deeds: int | None = None) -> list[str]:
         """What was violated, in words."""
@@ -224,11 +224,36 @@ class Soak:
         """Two uploads, and the event of the second comes first."""
         with self.stack.rule_disabled():
             versions = [self.stack.upload(name, self._body(name)) for _ in range(2)]
-        # In the order of S3's sequencers, which grow with time: above every event before, below every one after.
-        base = f"{time.time_ns():018X}"
-        for number in (1, 0):
-            event = self.stack.event(name, versions[number], f"{base}{number}", size_bytes=1_000)
-            self.stack.states.start_execution(stateMachineArn=self.stack.machine, input=json.dumps(event))
+            events = self._heard(versions)
+        for version in reversed(versions):
+            self.stack.states.start_execution(stateMachineArn=self.stack.machine, input=json.dumps(events[version]))
+
+    def _listen(self) -> str:
+        """A queue that hears of every upload, too: S3's own events, with the places that S3 gave them."""
+        queues, events = self.stack.client("sqs"), self.stack.client("events")
+        queue: str = queues.create_queue(QueueName=self.adapters[0])["QueueUrl"]
+        arn = queues.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        allowed = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+        queues.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": policy})
+        pattern = {"source": ["aws.s3"], "detail-type": ["Object Created"]}
+        events.put_rule(Name=self.adapters[0], EventPattern=json.dumps(pattern))
+        events.put_targets(Rule=self.adapters[0], Targets=[{"Id": "queue", "Arn": arn}])
+        return queue
+
+    def _heard(self, versions: list[str]) -> dict[str, Any]:
+        """The events of these uploads, by version."""
+        queues, found = self.stack.client("sqs"), {}
+
+        def hear() -> bool:
+            for one in queues.receive_message(QueueUrl=self._queue, MaxNumberOfMessages=10).get("Messages", []):
+                queues.delete_message(QueueUrl=self._queue, ReceiptHandle=one["ReceiptHandle"])
+                event = json.loads(one["Body"])
+                found[event["detail"]["object"]["version-id"]] = event
+            return set(versions) <= found.keys()
+
+        eventually(hear, "the events of two uploads")
+        return found
 
     def _kill(self, _name: str) -> None:
         kill = {"function": self.random.choice(KILLED), "after_calls": self.random.choice([0, 1, 2, None])}
