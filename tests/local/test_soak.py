@@ -14,7 +14,7 @@ def _client_of_the_local_cloud(stack: StackUnderTest, monkeypatch: pytest.Monkey
 
 def test_whatever_happens_the_invariants_hold_at_rest_and_clients_are_served(stack: StackUnderTest) -> None:
     soak = Soak(stack, seed=3, adapters=2)
-    assert soak.run(seconds=20) == []
+    assert soak.run(seconds=15) == []
     assert soak.done.total() > 5
     answered = [one for one in soak.clients.requests if one.release is not None]
     assert answered, "clients were served meanwhile"
