@@ -6,6 +6,8 @@ ENGINE ?= tiny
 # Of test-engine: how many adapters are generated, and which.
 ADAPTERS ?= 300
 SEED ?= 1
+# Of soak: how long deeds and faults happen.
+SECONDS ?= 300
 VENV := .venv
 TOOLS := .tools
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 
 PACKAGES := functions local training loradrop_cli loradrop_client loradrop_serve benchmarks tests/local tests/engine
 
-.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests test-long engine engine-versions test-engine test-door docs clean
+.PHONY: help setup demo local local-env test lint unit protocol-tests protocol local-tests test-long engine engine-versions test-engine test-door soak docs clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -75,6 +77,10 @@ test-long: setup ## The tests that take minutes each, which `make test` leaves o
 
 engine-versions: engine ## Fetch the Python code of other versions of vLLM, which test-engine asks (850 MB, of which 230 are kept)
 	@.engine/bin/python tests/engine/versions.py
+
+soak: setup ## The deployed stack under random deeds and faults: SECONDS, SEED
+	@echo "== the soak run"
+	$(BIN)/python -m tests.local.soak --seed $(SEED) --seconds $(SECONDS)
 
 engine: .engine/.installed ## Install vLLM for the CPU in an environment of its own (3.4 GB)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Kinds of states that take part in how an execution goes on, but do nothing that a person would wait for.
 _QUIET = ("ChoiceStateEntered", "WaitStateEntered", "PassStateEntered")
+# This one is waited for: others are first in the line of creates.
+_IN_LINE = "WaitForTurn"
 RUNNING = "RUNNING"
 POLL_SECONDS = 1.0
 
@@ -32,7 +34,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """An execution as it now is. `output` is that of one that succeeded, `error` and `cause` of one that did not."""
+    """An execution as it now is. `output` is that of one that succeeded, `error` and `cause` of one that did not.
+
+    `in_line` says how long it still waits for its turn, and behind how many.
+    """
 
     arn: str
     status: str
@@ -41,6 +46,7 @@ class Execution:
     output: dict[str, Any]
     steps: tuple[Step, ...]
     seconds: float
+    in_line: str = ""
 
 
 class UploadExecutions:
@@ -93,7 +99,7 @@ def read_execution(states: "SFNClient", arn: str) -> Execution:
     )
     for event in (event for page in pages for event in page["events"]):
         name = event.get("stateEnteredEventDetails", {}).get("name")
-        if name is None or event["type"] in _QUIET:
+        if name is None or (event["type"] in _QUIET and name != _IN_LINE):
             continue
         if steps and steps[-1].state == name:
             steps[-1] = replace(steps[-1], polls=steps[-1].polls + 1)
@@ -112,7 +118,18 @@ def read_execution(states: "SFNClient", arn: str) -> Execution:
         output=json.loads(described.get("output") or "{}"),
         steps=tuple(steps),
         seconds=ended - started,
+        in_line=_in_line(states, arn) if is_running and steps and steps[-1].state == _IN_LINE else "",
     )
+
+
+def _in_line(states: "SFNClient", arn: str) -> str:
+    """What WaitForTurn was given, if the execution is still in it."""
+    newest = states.get_execution_history(executionArn=arn, reverseOrder=True, maxResults=1)["events"]
+    entered = newest[0].get("stateEnteredEventDetails") if newest else None
+    if entered is None or entered["name"] != _IN_LINE:
+        return ""
+    given = json.loads(entered.get("input") or "{}")
+    return f"for {given.get('seconds')} s, {given.get('creates_before_this_one')} creates before it"
 
 
 class StateView:
@@ -150,6 +167,8 @@ class StateView:
         is_bad_end = step is execution.steps[-1] and execution.status not in (RUNNING, "SUCCEEDED")
         mark, colour = ("▸", "bold") if step.left is None else ("✗", "red") if is_bad_end else ("✓", "green")
         polls = f", {step.polls} polls" if step.polls > 1 else ""
+        if step.left is None and execution.in_line:
+            polls = f", {execution.in_line}"
         state = painted(f"{mark} {safe(step.state):<22}", colour, self._stream)
         return (
             f"{self._indent}  {step.entered:5.1f} s  {state} {painted(f'{seconds:5.1f} s{polls}', 'dim', self._stream)}"

@@ -17,6 +17,7 @@ from loradrop.lifecycle import AdapterState, ComponentState, Outcome, UploadReco
 from loradrop.names import REASON_METADATA, REPEATS_METADATA
 from loradrop.outcome import WAITING_ADVICE
 from loradrop.problems import clipped
+from loradrop.turns import turn_at, waiting
 from loradrop_client import explaining
 
 from .connection import THREADS, Connection
@@ -136,6 +137,7 @@ def _stack_status(connection: Connection, arguments: argparse.Namespace) -> int:
         *((one, f"{said[one]['name']}: {said[one]['status']}") for one in ("endpoint", "base")),
         ("profile", stack.parameters.get("BaseProfile", "-")),
         ("components", f"{standing_now}, beside the base{limit}"),
+        ("creates", _creates(said["creates"])),
         ("adapters", ", ".join(f"{counts[one]} {one}" for one in Condition if counts[one]) or "none"),
         *(("alarm", f"{alarm['name']}: {alarm['description']}") for alarm in alarms),
     ]
@@ -160,15 +162,32 @@ def stack_document(connection: Connection, counts: Mapping[Condition, int], full
             for one in page["InferenceComponents"]
             if one["InferenceComponentName"] != base
         )
+    with explaining("read the line of creates"):
+        line, now = connection.registry.line(endpoint), time.time()
+    in_line = waiting(line, now)
     return {
         "stack": stack.name,
         "endpoint": {"name": endpoint, "status": endpoint_status},
         "base": {"name": base, "status": base_status, "profile": stack.parameters.get("BaseProfile")},
         "components": dict(components),
         "endpoint_was_full_at": full_at,
+        "creates": {
+            "waiting": in_line,
+            "last_turn_in_seconds": round(turn_at(line, line.next_ticket - 1) - now) if in_line else 0,
+            "per_second": line.rate or None,
+        },
         "adapters": {one.value: counts.get(one, 0) for one in Condition},
         "alarms": _alarms(connection),
     }
+
+
+def _creates(line: dict[str, Any]) -> str:
+    if not line["waiting"]:
+        return "none waits for its turn"
+    return (
+        f"{line['waiting']} wait for their turn, the last for {line['last_turn_in_seconds']} s, "
+        f"at {line['per_second']:.2g} a second"
+    )
 
 
 def _adapter_status(connection: Connection, arguments: argparse.Namespace) -> int:
@@ -246,9 +265,10 @@ def _status_rows(
         elif entry.state is not ComponentState.LIVE:
             yield str(entry.state), f"{name}, release {short(entry.release)}"
     if running is not None:
+        in_line = f", {running.in_line}" if running.in_line else ""
         yield (
             "running",
-            f"{_at(running)} for {running.seconds:.0f} s in all, execution {running.arn.rpartition(':')[2]}",
+            f"{_at(running)}{in_line}, {running.seconds:.0f} s in all, execution {running.arn.rpartition(':')[2]}",
         )
     if newest is not None and condition in UNSUCCESSFUL:
         yield (

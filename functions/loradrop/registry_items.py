@@ -42,8 +42,9 @@ def line_key(endpoint: str) -> dict[str, Any]:
     return {"adapter": {"S": f"endpoint#{endpoint}"}, "record": {"S": TURNS}}
 
 
-def line_item(endpoint: str, line: Line) -> dict[str, Any]:
-    return {**line_key(endpoint), **_attributes(line)}
+def line_fields(line: Line) -> dict[str, Any]:
+    """What a write sets: all but the tickets, which are counted."""
+    return {name: value for name, value in _attributes(line).items() if name != "next_ticket"}
 
 
 def line_of(item: Mapping[str, Any]) -> Line:

@@ -13,17 +13,22 @@ from dataclasses import dataclass, replace
 # Creates a second. AWS publishes no rate: where it allows less than even this, the attempt's own limit ends it.
 LEAST_RATE = 0.05
 # A throttle slows the line to this part of its rate; time without throttles makes it faster again.
-SLOWER, FASTER = 0.8, 1.2
-SECONDS_UNTIL_FASTER = 5.0
+SLOWER, FASTER = 0.9, 1.05
+SECONDS_UNTIL_FASTER = 10.0
 # Throttles of one moment are one throttle.
 MOMENT_SECONDS = 2.0
+# Step Functions waits whole seconds. What is shorter, and the last part of what is longer, the Lambda sleeps: a state
+# transition costs as much as seven seconds of it.
+MAX_SLEEP_SECONDS = 1.5
+# In a slow line, who waits looks at most this often.
+LOOK_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """The line for one endpoint: ticket n's turn is `(n - first) / rate` seconds after `first_at`.
 
-    `next_ticket` is the next to be taken. `changed_at` is when the rate last changed, `slowed_at` when it fell.
+    `next_ticket` is the next to be taken; it is counted up, whatever the revision. `changed_at` is when the rate last changed, `slowed_at` when it fell.
     """
 
     revision: int = 0
@@ -49,12 +54,23 @@ def waiting(line: Line, now: float) -> int:
     return line.next_ticket - _next_up(line, now)[0] if line.rate else 0
 
 
-def take(line: Line, now: float, most: float) -> tuple[Line, int]:
-    """The next ticket. `most` is the highest rate."""
+def seconds_to_wait(line: Line, ticket: int, now: float, most: float) -> int:
+    """For the state machine, before it looks again; 0: what is left is short enough to be slept through.
+
+    A line that was slowed down may go faster again: so who waits looks when the turn would have come at `most`.
+    """
+    seconds = turn_at(line, ticket) - now
+    if seconds <= MAX_SLEEP_SECONDS:
+        return 0
+    soonest = max(before(line, ticket, now) / most, LOOK_SECONDS)
+    return max(1, int(min(seconds - MAX_SLEEP_SECONDS / 2, soonest)))
+
+
+def taken(line: Line, ticket: int, now: float, most: float) -> Line:
+    """The line when the ticket was just taken: where nobody waits, its turn is now. `most` is the highest rate."""
     line = refreshed(line, now, most)
-    if turn_at(line, line.next_ticket) < now:  # nobody waits: time that nobody used is not saved up
-        line = replace(line, first=line.next_ticket, first_at=now)
-    return replace(line, next_ticket=line.next_ticket + 1), line.next_ticket
+    # Time that nobody used is not saved up.
+    return line if turn_at(line, ticket) >= now else replace(line, first=ticket, first_at=now)
 
 
 def refreshed(line: Line, now: float, most: float) -> Line:

@@ -66,15 +66,19 @@ def name_throttles_as_step_functions_does() -> None:
     lambda_svc._throttle_response = throttle_by_name
 
 
+# A burst goes through all functions at once: with no idle process to spare, each call would start one anew.
+KEPT_FOR_EACH_AT_WORK = 3
+
+
 def bound_the_processes() -> None:
-    """Each function keeps the processes of its busiest moment; here all functions together keep as many as may run at once."""
+    """Each function keeps the processes of its busiest moment; here all functions together keep three for each that may run."""
     acquire = lambda_runtime.acquire_worker
 
     @functools.wraps(acquire)
     def acquire_within_bound(*args: Any, **kwargs: Any) -> Any:
         acquired = acquire(*args, **kwargs)
         if acquired[1] == "spawn":
-            _end_idle_workers(lambda_svc._ACCOUNT_CONCURRENCY_CAP)
+            _end_idle_workers(KEPT_FOR_EACH_AT_WORK * lambda_svc._ACCOUNT_CONCURRENCY_CAP)
         return acquired
 
     lambda_runtime.acquire_worker = lambda_svc.acquire_worker = acquire_within_bound

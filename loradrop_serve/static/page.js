@@ -290,13 +290,15 @@ function drawTop(top) {
   const full = stack.endpoint_was_full_at === null ? "" : `; the endpoint was full at ${stack.endpoint_was_full_at}`;
   const counted = (state) => [...rows.values()].filter((row) => row.state === state).length;
   const [deploying, waiting] = [counted("deploying"), counted("waiting")];
+  const inLine = stack.creates.waiting;
+  const turns = inLine ? `${inLine} wait for their turn, the last for ${stack.creates.last_turn_in_seconds} s` : "for room on the endpoint";
   const card = (label, value, state, more) =>
     el("div", { class: "card" }, el("span", { class: "label" }, label), el("strong", { class: state ? `t-${state}` : "" }, value), more ? el("span", { class: "dim" }, more) : null);
   top.replaceChildren(
     card("endpoint", stack.endpoint.status, stack.endpoint.status === "InService" ? "live" : "failed", stack.endpoint.name),
     card("base", stack.base.status, stack.base.status === "InService" ? "live" : "failed", stack.base.profile),
     card("components", standing, "", `beside the base${full}`),
-    card("in line", `${deploying} deploying, ${waiting} waiting`, waiting ? "waiting" : "", "for room on the endpoint"),
+    card("in line", `${deploying} deploying, ${waiting} waiting`, waiting ? "waiting" : "", turns),
     stack.alarms.length
       ? card("alarms", stack.alarms.map((one) => one.name).join(", "), "failed", stack.alarms.map((one) => one.description).join(" "))
       : card("alarms", "none", "live", ""),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aws.registry import Registry
+from aws.turns import Turns
 from loradrop.lifecycle import Outcome, UploadRecord
 from loradrop_cli.main import main
 from tests.adapters import good_tarball, wrapped_tarball
@@ -234,8 +235,20 @@ def test_the_status_of_the_stack_counts_adapters_and_components(shop: Shop, run:
     assert said["base"]["status"] == "InService"
     assert said["components"] == {"InService": 1}
     assert (said["adapters"]["live"], said["adapters"]["rejected"], said["adapters"]["failed"]) == (1, 1, 0)
+    assert said["creates"]["waiting"] == 0
     _, shown = run("status")
     assert "1 live, 1 rejected" in shown
+    assert "none waits for its turn" in shown
+
+
+def test_the_status_of_the_stack_says_how_many_creates_wait_and_how_long(shop: Shop, run: Any) -> None:
+    line = Turns(client("dynamodb"), TABLE, ENDPOINT, 0.1)
+    for _ in range(3):
+        line.wait(None)
+    _, said = run("status", "--json")
+    assert said["creates"]["waiting"] == 2
+    assert said["creates"]["last_turn_in_seconds"] in (19, 20)
+    assert "2 wait for their turn" in run("status")[1]
 
 
 def test_the_history_has_every_upload_and_where_copies_come_from(shop: Shop, run: Any) -> None:
