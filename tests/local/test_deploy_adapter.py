@@ -166,7 +166,7 @@ def test_an_older_event_after_a_newer_one_is_superseded(stack: StackUnderTest) -
 
 
 def test_an_upload_that_is_overtaken_while_it_is_created_gives_way(stack: StackUnderTest) -> None:
-    stack.cloud.behave(seconds_to_in_service=4.0)
+    stack.cloud.behave(seconds_to_in_service=8.0)
     slow = stack.execution_of(stack.upload("raced", good_tarball(seed=13)))
     eventually(lambda: stack.components("raced"), "the first component")
     stack.cloud.behave(seconds_to_in_service=0.0)
