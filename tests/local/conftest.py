@@ -189,6 +189,31 @@ class StackUnderTest(DeployedStack):
             for name in names:
                 events.enable_rule(Name=name)
 
+    @contextmanager
+    def listening(self) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+        """What the topic publishes meanwhile: each call returns all of it so far, as SNS wraps it."""
+        queues, topics = self.client("sqs"), self.client("sns")
+        queue = queues.create_queue(QueueName=f"listener-{time.monotonic_ns()}")["QueueUrl"]
+        arn = queues.get_queue_attributes(QueueUrl=queue, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+        # Everybody may send; who else may not is not what its tests are about.
+        allowed = {"Effect": "Allow", "Principal": "*", "Action": "sqs:SendMessage", "Resource": arn}
+        policy = {"Version": "2012-10-17", "Statement": [allowed]}
+        queues.set_queue_attributes(QueueUrl=queue, Attributes={"Policy": json.dumps(policy)})
+        topic = self.outputs["NotificationTopicArn"]
+        subscribed = topics.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn, ReturnSubscriptionArn=True)
+        found: list[dict[str, Any]] = []
+
+        def heard() -> list[dict[str, Any]]:
+            while messages := queues.receive_message(QueueUrl=queue, MaxNumberOfMessages=10).get("Messages"):
+                found.extend(json.loads(message["Body"]) for message in messages)
+            return found
+
+        try:
+            yield heard
+        finally:
+            topics.unsubscribe(SubscriptionArn=subscribed["SubscriptionArn"])
+            queues.delete_queue(QueueUrl=queue)
+
     def resources(self) -> dict[str, str]:
         """Logical → physical ids."""
         pages = self.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=self.name)

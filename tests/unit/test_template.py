@@ -207,3 +207,11 @@ def test_an_alarm_is_on_a_metric_that_is_written_reaches_the_topic_and_has_a_lin
     assert alarm["MetricName"] in AWS_METRICS[alarm["Namespace"]]
     assert alarm["AlarmActions"] == [Intrinsic("Ref", "NotificationTopic")]
     assert f"| `{name}` |" in Path("docs/operations.md").read_text()
+
+
+def test_a_topics_policy_lets_rules_in_without_a_condition() -> None:
+    """https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-use-resource-based.html: conditions can't be used there."""
+    statements = RESOURCES["NotificationTopicPolicy"]["Properties"]["PolicyDocument"]["Statement"]
+    [of_rules] = [one for one in statements if one["Principal"] == {"Service": "events.amazonaws.com"}]
+    assert (of_rules["Effect"], of_rules["Action"]) == ("Allow", "sns:Publish")
+    assert "Condition" not in of_rules
