@@ -56,17 +56,18 @@ def main() -> int:
         console.print("\nInterrupted; the local cloud has been ended.")
         return 130
     console.print(f"\nThe demo took {time.monotonic() - started:.0f} s and has left nothing running.")
-    console.print(NEXT, soft_wrap=True)
+    local = "make local" if options.engine == "tiny" else f"make local ENGINE={options.engine}"
+    console.print(NEXT.format(local=local), soft_wrap=True)
     return 0
 
 
 NEXT = """
 What to try next:
-  make local            the same cloud, kept running; it says how to go on, and serves a page to look at the stack:
-                        http://127.0.0.1:8080/
-  make test             all that CI runs
-  docs/deploying.md     the same on AWS
-  docs/using.md         invoking an adapter from Python"""
+  {local:<22}  the same cloud, kept running; it says how to go on,
+                          and serves a page to look at the stack: http://127.0.0.1:8080/
+  make test               all that CI runs
+  docs/deploying.md       the same on AWS
+  docs/using.md           invoking an adapter from Python"""
 
 
 def _demo(port: int, engine: EngineName) -> None:
@@ -77,6 +78,8 @@ def _demo(port: int, engine: EngineName) -> None:
         shell = Shell(cloud)
         _heading("The stack, deployed as on AWS")
         shell.run_quietly("sam", "build")
+        if engine == "vllm":
+            console.print("   vLLM starts as the base's component, which takes 30 to 45 s.")
         shell.run_quietly("sam", "deploy", "--config-env", "local")
         stack = Stack(cloud)
 

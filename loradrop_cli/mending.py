@@ -6,6 +6,7 @@ itself is never written to.
 """
 
 import array
+import dataclasses
 import json
 import shutil
 import struct
@@ -15,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from loradrop.adapter_config import CONFIG_FILE, base_model_in
-from loradrop.modules import PEFT_PREFIX, is_base_layer, mended_name
+from loradrop.adapter_config import CONFIG_FILE, base_model_in, read_config
+from loradrop.modules import PEFT_PREFIX, is_base_layer, mended_name, peft_path
 from loradrop.policy import DEFAULT_POLICY
-from loradrop.problems import shown
+from loradrop.problems import Problems, shown
 from loradrop.profile import BaseProfile
 from loradrop.safetensors import WEIGHTS_FILE, Tensor, Weights, read_layout
 from loradrop.strict_json import JsonError, parse_object
@@ -104,7 +105,7 @@ def mending_of(folder: Path, choose: Choose) -> Mending:
     else:
         profile = choose(base_model_in(config, DEFAULT_POLICY))
         if profile is not None:
-            _rename(mending, weights, profile)
+            _rename(mending, weights, config, profile)
     _cast(mending)
     if len(mending.targets) == len(weights.tensors) and not any(_is_changed(one) for one in mending.targets):
         mending.targets.clear()
@@ -139,7 +140,7 @@ def _weights_of(folder: Path) -> Path:
     return found[0]
 
 
-def _rename(mending: Mending, weights: Weights, profile: BaseProfile) -> None:
+def _rename(mending: Mending, weights: Weights, config: bytes, profile: BaseProfile) -> None:
     seen: dict[str, str] = {}
     adapters: set[str] = set()
     renamed: list[tuple[str, str]] = []
@@ -164,12 +165,27 @@ def _rename(mending: Mending, weights: Weights, profile: BaseProfile) -> None:
             "model.save_pretrained(FOLDER, selected_adapters=[NAME])."
         )
     if renamed:
+        _check_patterns(renamed, config, profile)
         old, new = renamed[0]
         mending.changes.append(f"renamed {_counted(renamed)}: {shown(old)} to {shown(new)}{_and_so_on(renamed)}")
     if dropped:
         mending.changes.append(
             f"left out {_counted(dropped)} of the base's own weights: {shown(dropped[0])}{_and_so_on(dropped)}"
         )
+
+
+def _check_patterns(renamed: list[tuple[str, str]], config: bytes, profile: BaseProfile) -> None:
+    """Raises NotMendableError where rank_pattern or alpha_pattern would apply to another module than PEFT applied it to."""
+    honouring = dataclasses.replace(profile, engine_version="0.32.0")
+    read = read_config(config, honouring, DEFAULT_POLICY, Problems())
+    if read is None:
+        return
+    for old, new in renamed:
+        before, after = (peft_path(name) for name in (old, new))
+        if (read.rank_of(before), read.alpha_of(before)) != (read.rank_of(after), read.alpha_of(after)):
+            raise NotMendableError(
+                f"rank_pattern or alpha_pattern means another module once {shown(old)} is called {shown(new)}."
+            )
 
 
 def _is_of_mlx(weights: Weights) -> bool:

@@ -230,6 +230,12 @@ def mended_name(name: str, profile: BaseProfile) -> MendedName | None:
     )
 
 
+def peft_path(name: str) -> str:
+    """The path of a tensor's module as PEFT had it in training, and matched patterns against: before any wrapper came."""
+    path = _module_path(".".join(part for part in name.split(".") if part not in _WRAPPERS))
+    return path.partition(".lora_")[0]
+
+
 def is_base_layer(name: str) -> bool:
     """Whether it is a weight of the base itself, which PEFT keeps under that name beside a LoRA of it, and never trains."""
     return ".".join(name.split(".")[-2:]) in (f"{_BASE_LAYER_PART}.weight", f"{_BASE_LAYER_PART}.bias")

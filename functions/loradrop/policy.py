@@ -27,6 +27,8 @@ class Policy:
 
     # `save_pretrained` writes 3 files, a Trainer checkpoint with its tokenizer about 15.
     max_members: int = 256
+    # Of what lies beside an adapter: the largest tokenizers have a half of it.
+    max_usual_file_bytes: int = 64 * MIB
     # What every file system takes.
     max_name_bytes: int = 255
     # A pax or GNU header holds one name and a few times; macOS adds extended attributes.

@@ -309,7 +309,8 @@ class ProblemCode(StrEnum):
         "EXTRA_FILE",
         Severity.WARNING,
         Consequence.NONE,
-        "A file that is neither the adapter's nor usual beside one. It is kept with the release, and ignored.",
+        "A file that is neither the adapter's nor usual beside one, or is far larger than such files are. It is kept with the "
+        "release, and ignored.",
         "`loradrop package FOLDER -o adapter.tar.gz` leaves it out. Check that it holds no secret: everybody who may read the "
         "bucket can read an upload.",
     )

@@ -163,7 +163,7 @@ class _Validation:
         if folder_name:
             self._nested.append(member.name)
         if name not in ADAPTER_FILES:
-            self._check_extra_file(member.name, name, folder_name)
+            self._check_extra_file(member.name, name, folder_name, member.size)
         if folder is None:
             return
         folder.names.add(name)
@@ -175,7 +175,7 @@ class _Validation:
         elif name == SMOKE_FILE:
             folder.smoke_prompts = self._read_smoke(member.body, folder.problems)
 
-    def _check_extra_file(self, path: str, name: str, folder_name: str) -> None:
+    def _check_extra_file(self, path: str, name: str, folder_name: str, size: int) -> None:
         """Code and other weights are refused; what is not usual beside an adapter is warned about."""
         plain = name.lower().strip()
         suffixes = set(plain.split(".")[1:])
@@ -201,6 +201,13 @@ class _Validation:
         elif plain not in USUAL_FILES and not suffixes & USUAL_SUFFIXES:
             self._problems.add_grouped(
                 ProblemCode.EXTRA_FILE, f"{path} is not one of an adapter's usual files.", place=path, fix=fix
+            )
+        elif size > self._policy.max_usual_file_bytes:
+            self._problems.add_grouped(
+                ProblemCode.EXTRA_FILE,
+                f"{path} has {size / 1e6:,.0f} MB, which each start of the adapter fetches and unpacks for nothing.",
+                place=path,
+                fix=fix,
             )
 
     def _read_config(self, member: Member, folder: _Folder) -> AdapterConfig | None:

@@ -228,6 +228,17 @@ def test_several_adapters_of_different_layers_are_not_guessed_at(package: Packag
     assert "save one with model.save_pretrained(FOLDER, selected_adapters=[NAME])" in refused.said
 
 
+@pytest.mark.parametrize(
+    ("key", "is_mended"), [("q_proj", True), ("self_attn.q_proj", True), ("^layers.0.self_attn.q_proj", False)]
+)
+def test_a_pattern_that_would_mean_another_module_is_not_mended(key: str, is_mended: bool, package: Package) -> None:
+    """PEFT matched it against the names that a base loaded by AutoModel has."""
+    files = adapter(RENAMED["a base loaded by AutoModel"], alpha_pattern={key: 4})
+    mended = package(files, "--mend", "--engine", "0.32.0")
+    assert (mended.code == 0) is is_mended
+    assert ("alpha_pattern means another module" in mended.said) is not is_mended
+
+
 def test_names_of_another_model_are_not_mended(package: Package) -> None:
     for change in ("transformer.h.", "model.decoder.layers.", "model.visual.layers."):
         refused = package(adapter(lambda name, new=change: name.replace("model.layers.", new)), "--mend")  # type: ignore[misc]

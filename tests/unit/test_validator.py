@@ -427,6 +427,16 @@ def test_what_trainers_leave_is_accepted_and_the_rest_warned_about() -> None:
     assert (warning.code, warning.count) == (C.EXTRA_FILE, 3)
 
 
+def test_ballast_under_a_usual_name_is_warned_about() -> None:
+    policy = dataclasses.replace(DEFAULT_POLICY, max_usual_file_bytes=1_500_000)
+    files = good_adapter() | {"README.md": b"text" * 500_000, "tokenizer.json": b"text" * 250_000}
+    report = validated(files, policy=policy)
+    assert report.accepted
+    [warning] = report.warnings
+    assert (warning.code, warning.place) == (C.EXTRA_FILE, "README.md")
+    assert "2 MB" in warning.message
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
