@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shlex
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,8 +89,14 @@ class AnswerStream:
     def end(self) -> None:
         """Another thread may call it: whoever reads has StreamBrokenError at once, and the model server hears of it."""
         raw: Any = self._body._raw_stream  # type: ignore[attr-defined]  # botocore has no other way to it
-        with contextlib.suppress(OSError, RuntimeError, ValueError):  # it has ended by itself
-            getattr(raw, "shutdown", raw.close)()  # urllib3 has it from 2.3 on
+        shut_down = getattr(
+            raw, "_sock_shutdown", None
+        )  # urllib3 has it from 2.3 on; its shutdown() is of reading alone
+        with contextlib.suppress(OSError, ValueError):  # it has ended by itself
+            if shut_down is None:
+                raw.close()
+            else:
+                shut_down(socket.SHUT_RDWR)
 
 
 class _ComponentRefusedError(ModelError):

@@ -33,10 +33,10 @@ from loradrop_client.adapters import CACHE_SECONDS
 from loradrop_serve.server import application_of
 from tests.adapters import good_tarball
 
-from .account import Account, allow, policy, unique
+from .account import ACCOUNT, Account, allow, policy, unique
 from .conftest import REPOSITORY, StackUnderTest, eventually
 from .test_life import to_operate
-from .test_push import as_user, known_names, push, without_each_action
+from .test_push import as_user, documented, known_names, push, without_each_action
 
 __all__ = ["as_user", "push"]  # fixtures
 
@@ -280,6 +280,16 @@ def test_the_documented_permissions_are_enough_and_each_is_needed(
         return [view for view, one in answers if one.status_code != 200]
 
     assert refused(to_look) == []
+    # The door alone needs less.
+    to_list = {"Sid": "List", "Effect": "Allow", "Action": "dynamodb:Query"}
+    to_list["Resource"] = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{names['REGISTRY']}/index/watched"
+    as_user([*documented(stack)[1]["Statement"], to_list])
+    app = application_of(Connection.of(argparse.Namespace(stack=stack.name)))
+    client = TestClient(app, base_url="http://127.0.0.1:8080")
+    assert adapter in [one["id"] for one in client.get("/v1/models").json()["data"]]
+    for streamed in (False, True):
+        asked = {"model": adapter, "messages": MESSAGES, "stream": streamed, **GREEDY}
+        assert client.post("/v1/chat/completions", json=asked).status_code == 200
     for missing, statements in without_each_action(to_look):
         assert refused(statements), f"{missing} is not needed"
 

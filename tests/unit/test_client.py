@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from typing import Any
 
 import boto3
@@ -25,6 +25,7 @@ from botocore.exceptions import (
 from local.engines import Token, UnknownAdapterError
 from local.engines.stand_in import StandInEngine
 from local.hosting import SERVING, behaving
+from local.hosting.event_stream import payload_part
 from local.hosting.serving import stand_in_engine
 from loradrop_client import (
     AccessRefusedError,
@@ -503,6 +504,54 @@ def test_a_server_that_is_not_aws_is_reported(web_page: str, monkeypatch: pytest
     monkeypatch.setenv("AWS_ENDPOINT_URL", web_page)
     with pytest.raises(AwsUnavailableError, match="Could not read the stack shop: the answer is not from AWS"):
         Adapters.of_stack("shop")
+
+
+def test_a_stream_that_is_ended_by_another_thread_ends_at_the_server_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_gone = threading.Event()
+
+    class Model(BaseHTTPRequestHandler):
+        """Says one word, and then nothing until its caller is gone."""
+
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            if "X-Amz-Target" in self.headers:  # the registry
+                live = {"component": {"S": "acme-1"}, "endpoint": {"S": ENDPOINT}}
+                body = json.dumps({"Item": {"live": {"M": live}}}).encode()
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+                return
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            event = payload_part(json.dumps(CHAT[1]).encode() + b"\n")
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
+            self.connection.settimeout(10)
+            if self.connection.recv(1) == b"":
+                is_gone.set()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    try:
+        stream = Adapters(registry_table=TABLE).begin("acme", {"messages": []})
+        events = iter(stream)
+        assert next(events) == CHAT[1]
+        threading.Timer(0.05, stream.end).start()
+        began = time.monotonic()
+        with pytest.raises(StreamBrokenError):
+            next(events)
+        assert time.monotonic() - began < 5
+        assert is_gone.wait(5)
+        stream.end()  # once more does no harm
+    finally:
+        server.shutdown()
 
 
 # Errors of AWS
