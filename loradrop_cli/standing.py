@@ -1,8 +1,6 @@
 """How an adapter stands, from what the registry has of it: no call to SageMaker or Step Functions."""
 
-import itertools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -10,11 +8,6 @@ from typing import Any
 
 from loradrop.lifecycle import AdapterState, Outcome, UploadRecord
 from loradrop.registry_reader import RegistryReader
-
-from .connection import THREADS
-
-# Read at a time: lines come while the rest is read.
-_BATCH = 10 * THREADS
 
 
 class Condition(StrEnum):
@@ -73,12 +66,7 @@ def standing(adapter: str, state: AdapterState, newest: UploadRecord | None) -> 
 
 def standings(registry: RegistryReader, after: str = "") -> Iterator[tuple[Standing, UploadRecord | None]]:
     """Every adapter behind `after`, by name, with its newest upload."""
-    found = registry.adapters(after)
-    with ThreadPoolExecutor(THREADS) as threads:
-        while batch := list(itertools.islice(found, _BATCH)):
-            newest = threads.map(registry.newest, [name for name, _ in batch])
-            for (name, state), record in zip(batch, newest, strict=True):
-                yield standing(name, state, record), record
+    return ((standing(name, state, state.newest), state.newest) for name, state in registry.adapters(after))
 
 
 def finished_at(record: UploadRecord) -> str | None:

@@ -148,7 +148,10 @@ class Registry(RegistryReader):
             step = rule(state, self.upload(adapter, order) if order is not None else None)
             if step.state is None and step.record is None:
                 return step.answer
-            if self._write(adapter, replace(step.state or state, revision=state.revision + 1), step.record):
+            after = replace(step.state or state, revision=state.revision + 1)
+            if step.record is not None:
+                after = lifecycle.with_newest(after, step.record)
+            if self._write(adapter, after, step.record):
                 return step.answer
         raise RegistryContended(f"The state of {adapter} was written by others, {TRIES} times in a row.")
 

@@ -18,6 +18,9 @@ T = TypeVar("T")
 # How long a client may still use a component that was replaced: it keeps the pointer for 5 s (loradrop_client), and a
 # request takes at most 60. Where room is needed, a standby may go after this.
 CLIENT_SECONDS = 65
+FINISHED_AT = "finished_at"
+# Of an upload's message, in a list: its heading and the reason.
+MAX_SHOWN_CHARACTERS = 300
 
 
 class Outcome(StrEnum):
@@ -86,16 +89,6 @@ class ComponentEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterState:
-    """`floor` is the order of the newest promotion or removal. `revision` is the registry's, 0 while there is no item."""
-
-    revision: int = 0
-    floor: str = ""
-    live: Live | None = None
-    components: Mapping[str, ComponentEntry] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class UploadRecord:
     """One upload, healing or removal: who has it, and what became of it. All of them are the adapter's history.
 
@@ -130,6 +123,20 @@ class UploadRecord:
     entry: str | None = None
     figures: Mapping[str, str | int | float] = field(default_factory=dict)
     full_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """`floor` is the order of the newest promotion or removal. `revision` is the registry's, 0 while there is no item.
+
+    `newest` is the newest upload, in short: lists show it, no rule reads it.
+    """
+
+    revision: int = 0
+    floor: str = ""
+    live: Live | None = None
+    components: Mapping[str, ComponentEntry] = field(default_factory=dict)
+    newest: UploadRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +198,15 @@ class Recovered:
 
     outcome: Outcome | None
     components: tuple[str, ...] = ()
+
+
+def with_newest(state: AdapterState, record: UploadRecord) -> AdapterState:
+    """The state with this upload, if it is the newest: what a list shows of it, which is at most a few hundred bytes."""
+    if state.newest is not None and record.order < state.newest.order:
+        return state
+    finished = {name: at for name, at in record.figures.items() if name == FINISHED_AT}
+    summary = "\n".join((record.summary or "").splitlines()[:2])[:MAX_SHOWN_CHARACTERS] or None
+    return replace(state, newest=replace(record, entry=None, summary=summary, figures=finished))
 
 
 def claim(state: AdapterState, record: UploadRecord | None, upload: UploadRecord, *, deleted: bool) -> Step[Claim]:

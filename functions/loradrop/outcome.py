@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from loradrop.deployment import Deployment, Upload
-from loradrop.lifecycle import Live, Outcome
+from loradrop.lifecycle import FINISHED_AT, Live, Outcome
 from loradrop.problems import clipped, printable
 from loradrop.rendering import Source, counted, plain
 from loradrop.validation_report import ValidationReport
@@ -158,7 +158,7 @@ def entry(outcome: str, deployment: Deployment, text: str, at: str, notes: tuple
 
 def figures(deployment: Deployment, at: str) -> dict[str, str | int | float]:
     """What lists and histories show of an upload in numbers. Times are in seconds and milliseconds."""
-    found: dict[str, str | int | float] = {"finished_at": at}
+    found: dict[str, str | int | float] = {FINISHED_AT: at}
     if deployment.component is not None:
         found["seconds_to_in_service"] = deployment.component.waited_seconds
     if deployment.smoke is not None:

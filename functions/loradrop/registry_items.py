@@ -25,6 +25,7 @@ def state_item(adapter: str, state: AdapterState) -> dict[str, Any]:
         **_attributes(state),
         "components": {"M": {name: {"M": _attributes(entry)} for name, entry in state.components.items()}},
         **({"live": {"M": _attributes(state.live)}} if state.live else {}),
+        **({"newest": {"M": _record_attributes(state.newest)}} if state.newest else {}),
     }
 
 
@@ -33,6 +34,12 @@ def record_item(adapter: str, record: UploadRecord) -> dict[str, Any]:
         "adapter": {"S": adapter},
         "record": {"S": UPLOAD + record.order},
         **({} if record.is_reported else {"watch": {"S": OPEN}}),
+        **_record_attributes(record),
+    }
+
+
+def _record_attributes(record: UploadRecord) -> dict[str, Any]:
+    return {
         **_attributes(record),
         "figures": {"M": {name: _attribute(value) for name, value in record.figures.items()}},
     }
@@ -92,6 +99,7 @@ def state_of(item: Mapping[str, Any]) -> AdapterState:
         floor=values["floor"],
         live=Live(**_known(Live, live)) if live else None,
         components={name: _entry_of(entry) for name, entry in values["components"].items()},
+        newest=_record_of(values["newest"]) if "newest" in values else None,
     )
 
 
@@ -101,6 +109,10 @@ def _entry_of(values: Mapping[str, Any]) -> ComponentEntry:
 
 
 def record_of(item: Mapping[str, Any]) -> UploadRecord:
-    known = _known(UploadRecord, {name: _value(attribute) for name, attribute in item.items()})
+    return _record_of({name: _value(attribute) for name, attribute in item.items()})
+
+
+def _record_of(values: Mapping[str, Any]) -> UploadRecord:
+    known = _known(UploadRecord, values)
     outcome = known.get("outcome")
     return UploadRecord(**(known | {"outcome": Outcome(outcome) if outcome else None}))

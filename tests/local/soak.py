@@ -74,10 +74,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """When something was live: from a promotion to the next one, or to a removal. `ended` is infinite while it is."""
+    """When something was live: from a promotion to the next one, or to a removal, as far as anybody can tell from outside.
+
+    It became live between `began` and `stood`, and ceased to be between `ending` and `ended`.
+    """
 
     release: str
     began: float
+    stood: float
+    ending: float
     ended: float
 
 
@@ -357,12 +362,25 @@ class Soak:
 
     def spans(self, name: str) -> list[Span]:
         changes = sorted(
-            (at, record.release or "" if record.promoted else None)
+            (at, max(at, self._done_at(record)), record.release or "" if record.promoted else None)
             for record in self.registry.uploads(name)
             if (at := _changed_at(record)) is not None
         )
-        ends = [*(at for at, _ in changes[1:]), float("inf")]
-        return [Span(release, at, end) for (at, release), end in zip(changes, ends, strict=True) if release is not None]
+        ends = [*((at, until) for at, until, _ in changes[1:]), (float("inf"), float("inf"))]
+        return [
+            Span(release, at, stood, *end)
+            for (at, stood, release), end in zip(changes, ends, strict=True)
+            if release is not None
+        ]
+
+    def _done_at(self, record: UploadRecord) -> float:
+        """When PromoteAdapter had answered: its `since` is from before it wrote, and on a busy machine seconds pass."""
+        entered = [
+            event["timestamp"].timestamp()
+            for event in self.stack.history(record.attempt)
+            if event.get("stateEnteredEventDetails", {}).get("name") in ("IsAdapterPromoted", "ReportOutcome")
+        ]
+        return min(entered, default=0.0) if record.promoted else 0.0
 
     def healings(self) -> list[float]:
         """Seconds from each break by hand to the next promotion or removal of the adapter."""
@@ -385,7 +403,7 @@ class Soak:
                 if one.release not in {span.release for span in around}:
                     found[f"{one.adapter} was answered by release {one.release}, which was not live then"] += 1
                 continue
-            was_live = any(span.began <= since and span.ended >= until for span in around)
+            was_live = any(span.stood <= since and span.ending >= until for span in around)
             if was_live and not self._was_disturbed(one, spans[one.adapter]):
                 found[f"{one.adapter} failed although it was live: {one.error}"] += 1
         return [f"{count} times: {text}" for text, count in found.items()]
@@ -393,7 +411,7 @@ class Soak:
     def _was_disturbed(self, one: Request, spans: list[Span]) -> bool:
         """Broken by hand or removed, and not replaced since. The registry says when a removal was reported, not begun."""
         for name, at in (*self.broken, *self._removed):
-            later = [span.began for span in spans if span.began > at]
+            later = [span.stood for span in spans if span.stood > at]
             healed = min(later, default=float("inf"))
             if (
                 name == one.adapter

@@ -237,6 +237,8 @@ def next_action(handler: str, event: int, log: tuple[int, ...], now: int) -> tup
 
 _steps: dict[tuple[int, int], tuple[int, int]] = {}
 _ALIKE: dict[str, Any] = {"revision": {"N": "1"}, "summary": {"S": "s"}, "entry": {"S": "{}"}, "figures": {"M": {}}}
+# Of a state, for lists alone: no rule reads it.
+_SHOWN = "newest"
 
 
 def registry_step(items: int, request: int) -> tuple[int, int]:
@@ -252,7 +254,8 @@ def registry_step(items: int, request: int) -> tuple[int, int]:
         if isinstance(answer, Iterator):
             answer = list(answer)
         for key, item in table.items.items():
-            table.items[key] = item | {name: value for name, value in _ALIKE.items() if name in item}
+            kept = {name: value for name, value in item.items() if name != _SHOWN}
+            table.items[key] = kept | {name: value for name, value in _ALIKE.items() if name in item}
         _steps[items, request] = put(dict(sorted(table.items.items()))), put(answer)
     return _steps[items, request]
 
