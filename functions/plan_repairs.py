@@ -1,4 +1,4 @@
-"""PlanRepairs: look at bucket, registry, endpoint and executions, and say which adapters need which repair."""
+"""PlanRepairs: compare bucket, registry, endpoint and executions, and say which adapters need which repair."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace

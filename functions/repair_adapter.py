@@ -1,4 +1,4 @@
-"""RepairAdapter: look at one adapter again, and do what it needs."""
+"""RepairAdapter: read one adapter again, and do what it needs."""
 
 import hashlib
 import json
