@@ -75,6 +75,19 @@ def deploy_onto_a_full_endpoint(stack: StackUnderTest, adapter: str) -> Callable
     return lambda: stack.drop(adapter, good_tarball(seed=102))
 
 
+def deploy_where_a_standby_makes_room(stack: StackUnderTest, adapter: str) -> Callable[[], Execution]:
+    standby = stack.drop(f"{adapter}.old", good_tarball(seed=112)).output["component"]
+    stack.drop(f"{adapter}.old", good_tarball(seed=113))
+    stack.dynamodb.update_item(
+        TableName=stack.outputs["RegistryTable"],
+        Key={"adapter": {"S": f"{adapter}.old"}, "record": {"S": "state"}},
+        UpdateExpression="SET components.#name.replaced_at = :at",
+        ExpressionAttributeNames={"#name": standby},
+        ExpressionAttributeValues={":at": {"N": "1"}},
+    )
+    return deploy_onto_a_full_endpoint(stack, adapter)
+
+
 def read_what_vanished(stack: StackUnderTest, adapter: str) -> Callable[[], Execution]:
     with stack.rules_disabled("AdapterUploaded", "AdapterDeleted"):
         version = stack.upload(adapter, good_tarball(seed=103))
@@ -156,6 +169,9 @@ def retry(stack: StackUnderTest, adapter: str) -> Callable[[], Execution]:
 SCENARIOS: dict[str, Callable[[StackUnderTest, str], Callable[[], Execution]]] = {
     "ClaimUploadFunctionRole/TellMissingFromForbidden": claim_what_was_deleted,
     "ValidateAdapterFunctionRole/TellMissingFromForbidden": read_what_vanished,
+    "CreateComponentFunctionRole/FindOldStandbys": deploy_onto_a_full_endpoint,
+    "CreateComponentFunctionRole/ListComponents": deploy_onto_a_full_endpoint,
+    "CreateComponentFunctionRole/DeleteOldStandbys": deploy_where_a_standby_makes_room,
     "CleanUpComponentFunctionRole/GiveUpInRegistry": deploy_what_fails,
     "CleanUpComponentFunctionRole/SeeWhetherItIsGone": deploy_what_fails,
     "CleanUpComponentFunctionRole/DeleteOwnComponents": deploy_what_fails,
