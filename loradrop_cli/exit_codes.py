@@ -59,7 +59,7 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
         ExitCode.DONE: "live (with --no-wait: uploaded)",
         ExitCode.REJECTED: "rejected, here or by the stack",
         ExitCode.UNUSABLE: "wrong usage, an unreadable file, or AWS refused or could not be reached",
-        ExitCode.FAILED: "deployment failed, superseded by a newer upload, or not finished before --timeout",
+        ExitCode.FAILED: "deployment failed, superseded by a newer upload, waiting for room on the endpoint, or not finished before --timeout",
         ExitCode.INTERRUPTED: "interrupted; a deployment that has begun continues",
     },
     "invoke": {
@@ -85,7 +85,7 @@ _OF_COMMAND: Mapping[str, Mapping[ExitCode, str]] = {
     "retry": {
         ExitCode.DONE: "all live",
         ExitCode.REJECTED: "some rejected by the stack",
-        ExitCode.FAILED: "some failed, superseded, or not finished before --timeout",
+        ExitCode.FAILED: "some failed, superseded, waiting for room, or not finished before --timeout",
         **_OPERATING,
     },
     "redeploy": {
