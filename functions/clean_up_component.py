@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import boto3
 
 from aws import components
-from aws.faults import EndpointFull, RoomBeingMade
 from aws.registry import Registry
 from aws.runtime import CLIENT_CONFIG, logger, setting
 from loradrop.deployment import Deployment, Promotion
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 registry = Registry(boto3.client("dynamodb", config=CLIENT_CONFIG), setting("REGISTRY_TABLE"))
 endpoint = setting("ENDPOINT_NAME")
-
-FULL = (EndpointFull.__name__, RoomBeingMade.__name__)
 
 
 @logger.inject_lambda_context
@@ -37,7 +34,7 @@ def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
         if is_gone:
             registry.end_delete(upload.adapter, name)
         logger.info("component deleted", adapter=upload.adapter, component=name, is_gone=is_gone)
-    if deployment.failure is not None and deployment.failure.Error in FULL:
+    if deployment.found_no_room:
         # ReconcileFleet tries it again once fewer stand there.
         deployment = deployment.having(full_at=sum(1 for _ in components.on_endpoint(endpoint)))
     return deployment.to_dict()

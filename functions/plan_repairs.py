@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from aws import components, fleet
 from aws.runtime import logger, metrics, setting
-from loradrop.lifecycle import AdapterState, early_standbys
+from loradrop.lifecycle import AdapterState, Outcome, early_standbys
 from loradrop.names import AdapterNameInvalidError, adapter_name, nameless_adapter
 from loradrop.reconcile import Adapter, Fleet, Plan, Repair, Scope, Wanted, is_history_needed, is_orphan, wanted
 
@@ -35,13 +35,14 @@ def handler(event: dict[str, Any], context: "LambdaContext") -> dict[str, Any]:
         adapter, of_adapter = fleet.look_at(scope.adapter)
         plan = Plan(MAX_REPAIRS, examined=1)
         plan.add(scope.adapter, wanted(adapter, of_adapter, is_patient=not scope.is_by_hand), removed_by=scope.order)
-        if plan.retries:
+        # Not where its own end is the reason: it would be tried again and again, and before those who wait longer.
+        if plan.retries and scope.is_by_hand:
             plan.keep_retries(standing=_standing(_statuses(components.on_endpoint(endpoint)), ()))
         last = None
     else:
         plan, last = _whole_plan(scope, event.get("after") or "", context)
     logger.info("repairs planned", examined=plan.examined, counts=plan.counts, dry_run=scope.dry_run)
-    for repair, count in plan.counts.items():
+    for repair, count in plan.counts.items() if not scope.dry_run else ():
         metrics.add_metric(name=f"Repair{repair.capitalize()}", unit="Count", value=count)
     is_base_in_service = components.is_in_service(base)
     metrics.add_metric(name="BaseInService", unit="Count", value=int(is_base_in_service))
@@ -85,16 +86,25 @@ def _whole_plan(scope: Scope, after: str, context: "LambdaContext") -> tuple[Pla
     now = fleet.fleet(statuses, fleet.all_running())
     plan = Plan(MAX_REPAIRS)
     names = [name for name in sorted({*states, *unreported, *current}) if name > after]
-    for name in names:
-        state = states.get(name, AdapterState())
-        adapter = Adapter(name, state, current.get(name), (), tuple(unreported.get(name, ())))
+
+    def found(name: str) -> tuple[Wanted, ...]:
+        adapter = Adapter(
+            name, states.get(name, AdapterState()), current.get(name), (), tuple(unreported.get(name, ()))
+        )
         if is_history_needed(adapter, now):
             adapter = replace(adapter, history=tuple(fleet.registry.uploads(name)))
+        return wanted(adapter, now, is_patient=not scope.is_by_hand)
+
+    for name in names:
         plan.examined += 1
-        plan.add(name, wanted(adapter, now, is_patient=not scope.is_by_hand))
+        plan.add(name, found(name))
         is_late = context.get_remaining_time_in_millis() < RESERVE_MILLISECONDS
         if (plan.is_full or is_late) and name != names[-1]:
             return plan, name
+    for name in sorted(states):  # who waits among those of earlier pages
+        newest = states[name].newest
+        if name <= after and newest is not None and newest.outcome is Outcome.WAITING:
+            plan.add(name, tuple(one for one in found(name) if one.repair is Repair.RETRY))
     metrics.add_metric(name="Components", unit="Count", value=len(statuses))
     live = sum(1 for state in states.values() if state.live is not None)
     metrics.add_metric(name="LiveAdapters", unit="Count", value=live)
@@ -110,8 +120,8 @@ def _statuses(summaries: Iterable[Any]) -> dict[str, str]:
 
 
 def _standing(statuses: Mapping[str, str], may_go: Iterable[str]) -> int:
-    """How many components stand on the endpoint, without those that a create may delete to make room."""
-    return len({name for name, status in statuses.items() if status != "Deleting"} - set(may_go))
+    """How many components the endpoint has, as it counted when it was full, without those that a create may delete."""
+    return len(statuses.keys() - set(may_go))
 
 
 def _add_orphans(plan: Plan, states: dict[str, AdapterState], summaries: list[Any], now: Fleet) -> None:
@@ -119,6 +129,8 @@ def _add_orphans(plan: Plan, states: dict[str, AdapterState], summaries: list[An
     known = {name for state in states.values() for name in state.components} | {base}
     for one in summaries:
         name = one["InferenceComponentName"]
+        if plan.is_full:
+            return
         if is_orphan(name, known, age_seconds=now.now - one["CreationTime"].timestamp()) and (
             components.stack_of(one["InferenceComponentArn"]) == stack
         ):

@@ -64,8 +64,10 @@ class Cost:
     alone: float
 
 
-def costs(usages: Iterable[Usage], *, endpoint_dollars: float, endpoint_seconds: float) -> list[Cost]:
+def costs(usages: Iterable[Usage], *, hourly_price: float, instances: int, seconds: float) -> list[Cost]:
     """The dearest first. Requests that were answered at once share their time: busy time is at most all of it."""
+    alone_dollars = hourly_price * seconds / 3600
+    endpoint_dollars, endpoint_seconds = alone_dollars * instances, seconds * instances
     usages = list(usages)
     busy = sum(one.busy_seconds for one in usages)
     busy_dollars = endpoint_dollars * min(1.0, busy / endpoint_seconds) if endpoint_seconds else 0.0
@@ -75,10 +77,10 @@ def costs(usages: Iterable[Usage], *, endpoint_dollars: float, endpoint_seconds:
     for one in usages:
         own = busy_dollars * one.busy_seconds / busy if busy else 0.0
         idle = idle_dollars if one.is_live else 0.0
-        storage = one.stored_bytes / 1e9 * STORAGE_DOLLARS * endpoint_seconds / (HOURS_PER_MONTH * 3600)
+        storage = one.stored_bytes / 1e9 * STORAGE_DOLLARS * seconds / (HOURS_PER_MONTH * 3600)
         deployments = one.deployments * DEPLOYMENT_DOLLARS
         total = own + idle + storage + deployments
-        alone = endpoint_dollars if one.is_live or one.requests else 0.0
+        alone = alone_dollars if one.is_live or one.requests else 0.0
         tenant = one.adapter.partition("/")[0]
         found.append(Cost(one.adapter, tenant, one.requests, own, idle, storage, deployments, total, alone))
     return sorted(found, key=lambda one: (-one.total, one.adapter))
@@ -87,10 +89,13 @@ def costs(usages: Iterable[Usage], *, endpoint_dollars: float, endpoint_seconds:
 def cost(arguments: argparse.Namespace) -> int:
     connection = Connection.of(arguments)
     begin, end = month(arguments.month, datetime.now(UTC))
-    instances, price = _endpoint(connection, arguments.hourly_price)
+    instances, price, made_at = _endpoint(connection, arguments.hourly_price)
+    begin = min(max(begin, made_at), end)
     usages, missing = _usages(connection, begin, end)
     seconds = (end - begin).total_seconds()
-    found = costs(usages, endpoint_dollars=instances * price * seconds / 3600, endpoint_seconds=seconds * instances)
+    found = costs(usages, hourly_price=price, instances=instances, seconds=seconds)
+    if not any(one.is_live for one in usages):
+        missing.append("Idle time: nothing is live, so nobody is charged for the endpoint's hours without requests.")
     document = {
         "stack": connection.stack.name,
         "from": begin.isoformat(),
@@ -127,8 +132,8 @@ def month(given: str | None, now: datetime) -> tuple[datetime, datetime]:
     return begin, min(begin + timedelta(days=calendar.monthrange(begin.year, begin.month)[1]), now)
 
 
-def _endpoint(connection: Connection, price: float | None) -> tuple[int, float]:
-    """(instances now, price of one an hour). Raises CommandError where the price is not known."""
+def _endpoint(connection: Connection, price: float | None) -> tuple[int, float, datetime]:
+    """(instances now, price of one an hour, since when it stands). Raises CommandError where the price is not known."""
     sagemaker, name = connection.client("sagemaker"), connection.stack.output("EndpointName")
     with explaining("read the endpoint"):
         found = sagemaker.describe_endpoint(EndpointName=name)
@@ -137,7 +142,7 @@ def _endpoint(connection: Connection, price: float | None) -> tuple[int, float]:
     is_known = kind == DEFAULT_INSTANCE and not connection.stack.parameters.get("ExistingEndpointName")
     if price is None and not is_known:
         raise CommandError(f"What does one instance of {name} cost an hour? Add --hourly-price.")
-    return instances, DEFAULT_HOURLY_PRICE if price is None else price
+    return instances, DEFAULT_HOURLY_PRICE if price is None else price, found["CreationTime"].astimezone(UTC)
 
 
 def _usages(connection: Connection, begin: datetime, end: datetime) -> tuple[list[Usage], list[str]]:
@@ -246,7 +251,7 @@ def _by_tenant(found: list[Cost]) -> list[dict[str, Any]]:
 
 
 def _lines(document: dict[str, Any], found: list[Cost]) -> list[str]:
-    saved = f", {1 - document['total'] / document['alone']:.0%} less" if document["alone"] else ""
+    saved = f", {1 - document['total'] / document['alone']:.0%} less" if document["total"] < document["alone"] else ""
     return [
         f"{document['stack']}, {document['from'][:16]} to {document['to'][:16]} UTC: {document['instances']} x "
         f"${document['hourly_price']:.3f} an hour",

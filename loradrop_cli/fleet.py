@@ -155,7 +155,9 @@ def stack_document(connection: Connection, counts: Mapping[Condition, int], full
     with explaining("read the endpoint"):
         endpoint_status = _status_of(lambda: sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointStatus"])
         base_status = component_status_of(sagemaker, base)
-        pages = sagemaker.get_paginator("list_inference_components").paginate(EndpointNameEquals=endpoint)
+        pages = sagemaker.get_paginator("list_inference_components").paginate(
+            EndpointNameEquals=endpoint, PaginationConfig={"PageSize": 100}
+        )
         components = Counter(
             one.get("InferenceComponentStatus", "Creating")
             for page in pages

@@ -66,7 +66,9 @@ def standing(adapter: str, state: AdapterState, newest: UploadRecord | None) -> 
 
 def standings(registry: RegistryReader, after: str = "") -> Iterator[tuple[Standing, UploadRecord | None]]:
     """Every adapter behind `after`, by name, with its newest upload."""
-    return ((standing(name, state, state.newest), state.newest) for name, state in registry.adapters(after))
+    for name, state in registry.adapters(after):
+        newest = state.newest or registry.newest(name)  # a state that was written before it kept the newest upload
+        yield standing(name, state, newest), newest
 
 
 def finished_at(record: UploadRecord) -> str | None:

@@ -5,17 +5,19 @@ bucket and registry are retained by the stack: they go only where the data may g
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from botocore.exceptions import ClientError
 
-from loradrop_client import explaining
+from loradrop_client import LoradropError, explaining
 
 from .connection import THREADS, Connection
 from .exit_codes import ExitCode
@@ -23,18 +25,26 @@ from .terminal import CommandError, Progress, print_message
 
 STACK_TAG = "loradrop:stack"
 _POLL_SECONDS = 2.0
+_GONE_CODES = ("ResourceNotFoundException", "StateMachineDoesNotExist")
+# DeleteStack answers before the status changes.
+_BEGIN_SECONDS = 30
 _BUSY = ("CREATE_IN_PROGRESS", "UPDATE_RC_IN_PROGRESS", "UPDATE_IN_PROGRESS")
 _MAX_DELETED_AT_ONCE = 1000  # of S3's DeleteObjects
 
 
 @dataclass(slots=True)
 class _Made:
-    """What the stack has made. `others` are components on its own endpoint that it did not make."""
+    """What the stack has made. `others` are components on its own endpoint that it did not make; `leaving` those of
+    others there that are being deleted, which are waited for.
+    """
 
     stack_id: str
+    is_protected: bool = False
+    is_going: bool = False  # its deletion has begun
     rules: list[str] = field(default_factory=list)
     components: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    leaving: list[str] = field(default_factory=list)
     has_own_endpoint: bool = False
 
 
@@ -44,6 +54,11 @@ def teardown(arguments: argparse.Namespace) -> int:
     buckets = [stack.output("UploadBucketName"), stack.output("ReleaseBucketName")]
     table = stack.output("RegistryTable")
     made = _made(connection)
+    if made.is_protected:
+        raise CommandError(
+            f"The stack {stack.name} has termination protection. To take it away:\n  aws cloudformation "
+            f"update-termination-protection --no-enable-termination-protection --stack-name {stack.name}"
+        )
     if made.others:
         named = "\n".join(
             f"  aws sagemaker delete-inference-component --inference-component-name {one}" for one in made.others[:8]
@@ -56,8 +71,10 @@ def teardown(arguments: argparse.Namespace) -> int:
         print("Nothing was deleted.", file=sys.stderr)
         return ExitCode.UNUSABLE
     deadline = time.monotonic() + arguments.timeout
-    _stop(connection, made)
-    left = _delete_components(connection, made, deadline)
+    left: list[str] = []
+    if not made.is_going:
+        _stop(connection, made)
+        left = _delete_components(connection, deadline)
     if left:
         said = f"{len(left)} components are not gone yet, {left[0]} among them. To go on:"
         return _end(arguments, ExitCode.FAILED, f"{said}\n  {connection.command('teardown')}")
@@ -68,9 +85,20 @@ def teardown(arguments: argparse.Namespace) -> int:
     if not arguments.data:
         said = f"The stack {stack.name} is gone. What is yours stays: the buckets {' and '.join(buckets)}, and the table {table}."
         return _end(arguments, ExitCode.DONE, said)
-    for bucket in buckets:
-        _delete_bucket(connection, bucket)
-    _delete_table(connection, table)
+    try:
+        for bucket in buckets:
+            _delete_bucket(connection, bucket)
+        _delete_table(connection, table)
+    except (CommandError, LoradropError) as error:
+        # The stack is gone, and with it the names of what is left: this command cannot be run again.
+        lines = [
+            str(error),
+            "The stack is gone; of its data this may be left. To delete it once the cause is gone, every version first:",
+            *(f"  aws s3api list-object-versions --bucket {bucket}" for bucket in buckets),
+            *(f"  aws s3 rb s3://{bucket}" for bucket in buckets),
+            f"  aws dynamodb delete-table --table-name {table}",
+        ]
+        return _end(arguments, ExitCode.FAILED, "\n".join(lines))
     return _end(
         arguments, ExitCode.DONE, f"The stack {stack.name} is gone, and its adapters, releases and history with it."
     )
@@ -87,28 +115,37 @@ def _end(arguments: argparse.Namespace, code: ExitCode, message: str) -> int:
 def _made(connection: Connection) -> _Made:
     cloudformation, sagemaker = connection.client("cloudformation"), connection.client("sagemaker")
     with explaining("list what the stack has made"):
-        stack_id = cloudformation.describe_stacks(StackName=connection.stack.name)["Stacks"][0]["StackId"]
-        made = _Made(stack_id)
+        described = cloudformation.describe_stacks(StackName=connection.stack.name)["Stacks"][0]
+        stack_id = described["StackId"]
+        made = _Made(
+            stack_id,
+            is_protected=described.get("EnableTerminationProtection", False),
+            is_going=described["StackStatus"] == "DELETE_IN_PROGRESS",
+        )
         for page in cloudformation.get_paginator("list_stack_resources").paginate(StackName=stack_id):
             for one in page["StackResourceSummaries"]:
+                if one["ResourceStatus"] == "DELETE_COMPLETE":
+                    continue
                 if one["ResourceType"] == "AWS::Events::Rule" and one.get("PhysicalResourceId"):
                     made.rules.append(one["PhysicalResourceId"])
                 made.has_own_endpoint |= one["ResourceType"] == "AWS::SageMaker::Endpoint"
         endpoint, base = connection.stack.output("EndpointName"), connection.stack.output("BaseComponentName")
         found = [
             one
-            for page in sagemaker.get_paginator("list_inference_components").paginate(EndpointNameEquals=endpoint)
+            for page in sagemaker.get_paginator("list_inference_components").paginate(
+                EndpointNameEquals=endpoint, PaginationConfig={"PageSize": 100}
+            )
             for one in page["InferenceComponents"]
             if one["InferenceComponentName"] != base
         ]
         with ThreadPoolExecutor(THREADS) as threads:
             owners = list(threads.map(lambda one: _owner(sagemaker, one["InferenceComponentArn"]), found))
     for one, owner in zip(found, owners, strict=True):
-        # Whoever deletes it: until it is gone it is waited for.
-        is_to_go = owner == stack_id or one.get("InferenceComponentStatus") == "Deleting"
-        (made.components if is_to_go else made.others).append(one["InferenceComponentName"])
-    if not made.has_own_endpoint:
-        made.others = []  # on somebody else's endpoint, which stays
+        if owner == stack_id:
+            made.components.append(one["InferenceComponentName"])
+        elif made.has_own_endpoint:  # somebody else's endpoint stays, with all that is there
+            is_leaving = one.get("InferenceComponentStatus") == "Deleting"
+            (made.leaving if is_leaving else made.others).append(one["InferenceComponentName"])
     return made
 
 
@@ -143,44 +180,60 @@ def _stop(connection: Connection, made: _Made) -> None:
     events = connection.client("events")
     with explaining("disable the stack's rules"):
         for rule in made.rules:
-            events.disable_rule(Name=rule.rpartition("|")[2])
-    machines = [connection.stack.output(name) for name in ("StateMachineArn", "ReconcileFleetArn")]
+            with _already_gone():
+                events.disable_rule(Name=rule.rpartition("|")[2])
+    _stop_executions(connection)
+
+
+def _stop_executions(connection: Connection) -> None:
+    states = connection.executions
     with explaining("stop what runs"):
-        for machine in machines:
-            for page in connection.executions.get_paginator("list_executions").paginate(
-                stateMachineArn=machine, statusFilter="RUNNING"
-            ):
-                for one in page["executions"]:
-                    connection.executions.stop_execution(executionArn=one["executionArn"], cause="loradrop teardown")
+        for machine in [connection.stack.output(name) for name in ("StateMachineArn", "ReconcileFleetArn")]:
+            with _already_gone():
+                pages = states.get_paginator("list_executions").paginate(
+                    stateMachineArn=machine, statusFilter="RUNNING"
+                )
+                for one in (one for page in pages for one in page["executions"]):
+                    states.stop_execution(executionArn=one["executionArn"], cause="loradrop teardown")
 
 
-def _delete_components(connection: Connection, made: _Made, deadline: float) -> list[str]:
+@contextlib.contextmanager
+def _already_gone() -> Iterator[None]:
+    """What an earlier teardown deleted needs nothing more."""
+    try:
+        yield
+    except ClientError as error:
+        if error.response["Error"].get("Code") not in _GONE_CODES:
+            raise
+
+
+def _delete_components(connection: Connection, deadline: float) -> list[str]:
     """Waits until they are gone; those that are not before the deadline. A component that is being made goes later."""
     sagemaker = connection.client("sagemaker")
-    left = list(dict.fromkeys([*made.components, *_made(connection).components]))
-    with Progress(f"deleting {len(left)} components"), explaining("delete the stack's components"):
+    left = [""]
+    with Progress("deleting the stack's components"), explaining("delete the stack's components"):
         while left and time.monotonic() < deadline:
+            made = _made(connection)
+            left = [*made.components, *made.leaving]
             with ThreadPoolExecutor(THREADS) as threads:
-                gone = list(threads.map(lambda name: _is_gone(sagemaker, name), left))
-            left = [name for name, is_gone in zip(left, gone, strict=True) if not is_gone]
-            if not left:  # what an execution made in its last moment
-                left = _made(connection).components
-            else:
+                list(threads.map(lambda name: _delete(sagemaker, name), made.components))
+            if left:
+                # Rules take a moment to be disabled: what started in it ends too.
+                _stop_executions(connection)
                 time.sleep(_POLL_SECONDS)
     return left
 
 
-def _is_gone(sagemaker: Any, name: str) -> bool:
+def _delete(sagemaker: Any, name: str) -> None:
     try:
-        found = sagemaker.describe_inference_component(InferenceComponentName=name)
-        if found.get("InferenceComponentStatus") != "Deleting":
+        if (
+            sagemaker.describe_inference_component(InferenceComponentName=name).get("InferenceComponentStatus")
+            != "Deleting"
+        ):
             sagemaker.delete_inference_component(InferenceComponentName=name)
     except ClientError as error:
-        if _is_missing(error):
-            return True
-        if not any(text in str(error) for text in (*_BUSY, "DELETE_IN_PROGRESS")):
+        if not _is_missing(error) and not any(text in str(error) for text in (*_BUSY, "DELETE_IN_PROGRESS")):
             raise
-    return False
 
 
 def _is_missing(error: ClientError) -> bool:
@@ -191,18 +244,27 @@ def _delete_stack(connection: Connection, deadline: float) -> tuple[str, list[st
     """(its last status, for each resource that could not be deleted why)."""
     cloudformation = connection.client("cloudformation")
     with explaining(f"delete the stack {connection.stack.name}"):
-        stack_id = cloudformation.describe_stacks(StackName=connection.stack.name)["Stacks"][0]["StackId"]
-        cloudformation.delete_stack(StackName=stack_id)
+        described = cloudformation.describe_stacks(StackName=connection.stack.name)["Stacks"][0]
+        stack_id, before = described["StackId"], described["StackStatus"]
+        began = datetime.now(UTC)
+        if before != "DELETE_IN_PROGRESS":
+            cloudformation.delete_stack(StackName=stack_id)
+        begins_before = time.monotonic() + _BEGIN_SECONDS
         with Progress(f"deleting the stack {connection.stack.name}"):
-            while (status := _status(cloudformation, stack_id)).endswith("IN_PROGRESS") and time.monotonic() < deadline:
+            while time.monotonic() < deadline:
+                status = _status(cloudformation, stack_id)
+                has_not_begun = status == before and time.monotonic() < begins_before
+                if not (status.endswith("IN_PROGRESS") or has_not_begun):
+                    break
                 time.sleep(_POLL_SECONDS)
+        status = _status(cloudformation, stack_id)
         if status == "DELETE_COMPLETE":
             return status, []
         failed = [
             f"{one['LogicalResourceId']}: {one.get('ResourceStatusReason', 'no reason given')}"
             for page in cloudformation.get_paginator("describe_stack_events").paginate(StackName=stack_id)
             for one in page["StackEvents"]
-            if one.get("ResourceStatus") == "DELETE_FAILED"
+            if one.get("ResourceStatus") == "DELETE_FAILED" and one["Timestamp"] >= began - timedelta(minutes=1)
         ]
     return status, failed[:8]
 

@@ -1,7 +1,7 @@
 """Inference components over SageMaker's API: what it answers, in the faults that the state machines know."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.exceptions import ClientError
@@ -18,6 +18,7 @@ from aws.faults import (
 from aws.runtime import SAGEMAKER_CONFIG
 
 if TYPE_CHECKING:
+    from mypy_boto3_sagemaker.literals import InferenceComponentStatusType
     from mypy_boto3_sagemaker.type_defs import DescribeInferenceComponentOutputTypeDef, InferenceComponentSummaryTypeDef
 
 sagemaker = boto3.client("sagemaker", config=SAGEMAKER_CONFIG)
@@ -92,11 +93,14 @@ def delete(name: str) -> bool:
     return describe(name) is None
 
 
-def on_endpoint(endpoint: str) -> "Iterator[InferenceComponentSummaryTypeDef]":
-    """All components of an endpoint, the base too. Raises Throttled."""
+def on_endpoint(
+    endpoint: str, status: "InferenceComponentStatusType | None" = None
+) -> "Iterator[InferenceComponentSummaryTypeDef]":
+    """All components of an endpoint, the base too; or those of one status. Raises Throttled."""
+    wanted: Any = {"StatusEquals": status} if status else {}
     try:
         for page in sagemaker.get_paginator("list_inference_components").paginate(
-            EndpointNameEquals=endpoint, PaginationConfig={"PageSize": 100}
+            EndpointNameEquals=endpoint, PaginationConfig={"PageSize": 100}, **wanted
         ):
             yield from page["InferenceComponents"]
     except ClientError as error:

@@ -15,6 +15,8 @@ from loradrop.names import AdapterNameInvalidError, adapter_name, nameless_adapt
 from loradrop.problems import clipped, printable
 
 RECORD_VERSION = 1
+# aws/faults.py: the endpoint has no room, or none yet.
+FULL_ERRORS = ("EndpointFull", "RoomBeingMade")
 MAX_RECORD_BYTES = 32 * 1024
 MAX_CAUSE_CHARACTERS = 2_000
 MAX_KEY_BYTES = 1024  # of S3
@@ -263,6 +265,11 @@ class Deployment:
     def having(self, **found: Any) -> Self:
         """The same deployment with what was found out."""
         return replace(self, **found)
+
+    @property
+    def found_no_room(self) -> bool:
+        """Whether it failed because the endpoint was full: no fault, it is tried again."""
+        return self.failure is not None and self.failure.Error in FULL_ERRORS
 
     @property
     def begun(self) -> Upload:

@@ -15,9 +15,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-# How long a client may still use a component that was replaced: it keeps the pointer for 5 s (loradrop_client), and a
-# request takes at most 60. Where room is needed, a standby may go after this.
-CLIENT_SECONDS = 65
+# How long a client may still use a component that was replaced: it keeps the pointer for 5 s (loradrop_client), and an
+# answer is streamed for at most 8 minutes. Where room is needed, a standby may go after this.
+CLIENT_SECONDS = 5 + 480
 FINISHED_AT = "finished_at"
 # Of an upload's message, in a list: its heading and the reason.
 MAX_SHOWN_CHARACTERS = 300

@@ -27,7 +27,7 @@ def intended(deployment: Deployment) -> Outcome:
         return Outcome.SUPERSEDED
     if deployment.failure is None and deployment.validation is not None and not deployment.validation["accepted"]:
         return Outcome.REJECTED
-    return Outcome.FAILED if deployment.full_at is None else Outcome.WAITING
+    return Outcome.WAITING if deployment.found_no_room else Outcome.FAILED
 
 
 def message(outcome: Outcome, deployment: Deployment, live: Live | None) -> str:
@@ -56,7 +56,8 @@ def _head(outcome: Outcome, deployment: Deployment, adapter: str) -> str:
         case Outcome.FAILED:
             return f"{adapter} could not be deployed."
         case Outcome.WAITING:
-            return f"{adapter} waits for room on the endpoint, which is full with {deployment.full_at} components."
+            full_with = "" if deployment.full_at is None else f" with {deployment.full_at} components"
+            return f"{adapter} waits for room on the endpoint, which is full{full_with}."
         case Outcome.SUPERSEDED:
             return _superseded(deployment, adapter)
         case Outcome.REMOVED:

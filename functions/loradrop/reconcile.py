@@ -197,8 +197,9 @@ def _of_the_object(adapter: Adapter) -> list[Wanted]:
         return [
             Wanted(Repair.REPEAT, "what came after it was deleted: it is current again", version_id=current.version_id)
         ]
-    if record.full_at is not None:
-        reason = f"it found the endpoint full at {record.full_at} components"
+    if record.outcome is Outcome.WAITING:
+        at = "" if record.full_at is None else f" at {record.full_at} components"
+        reason = f"it found the endpoint full{at}"
         return [
             Wanted(
                 Repair.RETRY,
@@ -242,10 +243,15 @@ class Plan:
         self._append(adapter, [one for one in found if one.repair is not Repair.RETRY], removed_by)
 
     def keep_retries(self, *, standing: int) -> None:
-        """`standing` is how many components the endpoint has: fewer than when it was full leave room."""
+        """`standing` is how many components the endpoint has: fewer than when it was full leave room.
+
+        One that could not count them then is tried again.
+        """
         taken = 0
         for _, adapter, one in sorted(self.retries, key=lambda entry: entry[:2]):
-            if one.full_at is not None and standing + taken < one.full_at:
+            if self.is_full:
+                return  # the next pass takes the rest
+            if one.full_at is None or standing + taken < one.full_at:
                 self._append(adapter, [one], None)
                 taken += 1
 

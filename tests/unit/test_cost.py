@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ def test_busy_time_is_the_askers_and_idle_time_everybodys_who_is_live() -> None:
         Usage("globex", is_live=True, requests=10, busy_seconds=0.1 * HOUR, deployments=0, stored_bytes=10**9),
         Usage("gone", is_live=False, requests=0, busy_seconds=0, deployments=0, stored_bytes=0),
     ]
-    found = {one.adapter: one for one in costs(usages, endpoint_dollars=2.0, endpoint_seconds=HOUR)}
+    found = {one.adapter: one for one in costs(usages, hourly_price=2.0, instances=1, seconds=HOUR)}
     assert found["acme/a"].busy == pytest.approx(0.6)
     assert found["globex"].busy == pytest.approx(0.2)
     assert found["acme/a"].idle == found["globex"].idle == pytest.approx(0.6)
@@ -41,8 +41,20 @@ def test_requests_at_once_never_cost_more_than_the_endpoint() -> None:
         Usage(name, is_live=True, requests=1, busy_seconds=seconds, deployments=0, stored_bytes=0)
         for name, seconds in (("a", 9 * HOUR), ("b", HOUR))
     ]
-    a, b = costs(usages, endpoint_dollars=2.0, endpoint_seconds=HOUR)
+    a, b = costs(usages, hourly_price=2.0, instances=1, seconds=HOUR)
     assert (a.busy, b.busy, a.idle) == (pytest.approx(1.8), pytest.approx(0.2), 0)
+
+
+def test_more_instances_cost_more_and_neither_storage_nor_an_endpoint_of_ones_own_does() -> None:
+    [one] = costs(
+        [Usage("a", is_live=True, requests=1, busy_seconds=HOUR, deployments=0, stored_bytes=10**9)],
+        hourly_price=2.0,
+        instances=3,
+        seconds=HOUR,
+    )
+    assert (one.busy, one.idle) == (pytest.approx(2.0), pytest.approx(4.0))
+    assert one.storage == pytest.approx(0.023 / 730)
+    assert one.alone == pytest.approx(2.0)
 
 
 def test_a_month_is_a_whole_one_or_up_to_now() -> None:
@@ -74,12 +86,12 @@ def test_the_figures_are_those_of_the_adapters_components(shop: Shop, capsys: py
     second = live_component("team/busy")
     assert first != second
     shop.push(good_tarball(seed=3), "quiet")
-    at = datetime.now(UTC) - timedelta(seconds=1)
+    at = datetime.now(UTC)
     for component, requests in ((first, 3), (second, 4), ("a-strangers", 100)):
         dimensions = [{"Name": "InferenceComponentName", "Value": component}]
         data: list[Any] = [
             {"MetricName": "Invocations", "Dimensions": dimensions, "Timestamp": at, "Value": requests},
-            {"MetricName": "ModelLatency", "Dimensions": dimensions, "Timestamp": at, "Value": requests * 2e6},
+            {"MetricName": "ModelLatency", "Dimensions": dimensions, "Timestamp": at, "Value": requests * 2e3},
         ]
         client("cloudwatch").put_metric_data(Namespace="AWS/SageMaker", MetricData=data)
 
@@ -91,8 +103,8 @@ def test_the_figures_are_those_of_the_adapters_components(shop: Shop, capsys: py
     assert by_name["team/busy"]["requests"] == 7
     assert by_name["quiet"]["requests"] == 0
     hours = (datetime.fromisoformat(found["to"]) - datetime.fromisoformat(found["from"])).total_seconds() / 3600
-    assert by_name["team/busy"]["busy"] == pytest.approx(14 / 3600 * 2)
-    assert by_name["quiet"]["idle"] == pytest.approx((2 * hours - 14 / 3600 * 2) / 2)
+    assert by_name["team/busy"]["busy"] == pytest.approx(0.014 / 3600 * 2)
+    assert by_name["quiet"]["idle"] == pytest.approx((2 * hours - 0.014 / 3600 * 2) / 2)
     assert by_name["team/busy"]["deployments"] == pytest.approx(2 * 0.0023)
     assert by_name["team/busy"]["storage"] > by_name["quiet"]["storage"] > 0
     assert found["alone"] == pytest.approx(2 * 2 * hours)
@@ -106,5 +118,5 @@ def test_the_figures_are_those_of_the_adapters_components(shop: Shop, capsys: py
     assert [row["adapter"] for row in rows] == ["team/busy", "quiet"]
     assert main(["cost", "--hourly-price", "2"]) == 0
     shown = capsys.readouterr().out
-    assert "50% less" in shown
+    assert "An endpoint for each would have been $" in shown
     assert max(map(len, shown.splitlines())) <= 80

@@ -10,6 +10,7 @@ import pytest
 
 from local.hosting import behaving
 from loradrop.deployment import MAX_RECORD_BYTES, record_bytes
+from loradrop.lifecycle import CLIENT_SECONDS
 from loradrop.registry_reader import RegistryReader
 from tests.adapters import adapter_files, good_tarball, tarball, wrapped_tarball
 from tests.unit.conftest import BASE, CONTEXT, ENDPOINT, STACK_ID, TABLE, Resources, s3_event
@@ -259,8 +260,8 @@ class TestCreateComponent:
         with behaving(components_per_endpoint=1):
             fault = self.fault_of(attempt)
             assert fault == "EndpointFull", "clients may hold both standbys"
-            self.replaced_seconds_ago(stack, "young", young[0].component, 70)
-            self.replaced_seconds_ago(stack, "old", old[0].component, 80)
+            self.replaced_seconds_ago(stack, "young", young[0].component, CLIENT_SECONDS + 5)
+            self.replaced_seconds_ago(stack, "old", old[0].component, CLIENT_SECONDS + 15)
             assert self.fault_of(attempt) == "RoomBeingMade"
             assert old[0].component not in stack.adapter_components()
             assert young[0].component in stack.adapter_components()

@@ -127,6 +127,7 @@ def test_nothing_of_a_key_is_more_than_text() -> None:
         ({"superseded": Supersession("v2")}, Outcome.SUPERSEDED),
         ({"smoke": SmokeResult(False, "", 1, 1, 1)}, Outcome.FAILED),
         ({"failure": Failure("EndpointFull"), "full_at": 7}, Outcome.WAITING),
+        ({"failure": Failure("RoomBeingMade")}, Outcome.WAITING),  # how many there are could not be counted
         ({"promotion": Promotion("2026-01-02"), "failure": Failure("Lambda.Unknown")}, Outcome.DEPLOYED),
     ],
 )

@@ -185,6 +185,17 @@ def test_an_upload_that_found_the_endpoint_full_waits_for_room() -> None:
     assert repairs(adapter) == [Repair.RETRY]
 
 
+@pytest.mark.parametrize(("full_at", "planned"), [(8, 0), (9, 1), (None, 2)])
+def test_one_that_could_not_count_is_tried_again_and_no_plan_is_longer_than_its_limit(
+    full_at: int | None, planned: int
+) -> None:
+    plan = Plan(limit=2)
+    for adapter in "abc":
+        plan.add(adapter, (Wanted(Repair.RETRY, "full", version_id="v", uploaded_at="2026", full_at=full_at),))
+    plan.keep_retries(standing=8)
+    assert len(plan.repairs) == planned
+
+
 # Orphans and plans
 
 
