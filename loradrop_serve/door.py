@@ -17,7 +17,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from loradrop.registry_reader import RegistryReader
 from loradrop_client import BASE, Adapters, LoradropError, NoLiveComponentError, Served, explaining
@@ -29,6 +29,7 @@ from .relay import Relay
 # Each has a thread, and holds at most a request, an answer or MAX_HELD_BYTES of a stream.
 MAX_REQUESTS = 96
 MAX_BODY_BYTES = 6 * 1024 * 1024  # SageMaker's own limit was this for years
+MAX_BODY_SECONDS = 60.0
 LISTED_SECONDS = 5.0
 MAX_NEAR_NAMES = 3
 NEAR = 0.5  # of difflib's ratio
@@ -163,9 +164,10 @@ class Door:
     async def _whole(self, call: "_Call", asked: dict[str, Any]) -> Response:
         loop = asyncio.get_running_loop()
         served, answer = await loop.run_in_executor(self._threads, self._adapters.ask, call.model, asked)
+        response = JSONResponse(answer | {"model": call.model}, headers=_served_by(served))
         call.note_usage(answer)
         call.end(200)
-        return JSONResponse(answer | {"model": call.model}, headers=_served_by(served))
+        return response
 
     async def _streamed(self, request: Request, call: "_Call", asked: dict[str, Any]) -> Response:
         loop = asyncio.get_running_loop()
@@ -220,6 +222,10 @@ class Door:
             relay.put(b"data: " + json.dumps(refusal.error()).encode() + b"\n\n")
         except BaseException as error:
             resolve(opened.set_exception, RuntimeError(str(error)))
+            if is_open:  # to end as if it were whole would be worse than to say little
+                refusal = RefusalError(502, "The answer broke off in this server.", "server_error", "stream_broken")
+                call.status = refusal.status
+                relay.put(b"data: " + json.dumps(refusal.error()).encode() + b"\n\n")
             raise
         finally:
             relay.finish()
@@ -279,16 +285,20 @@ class _Stream(Response):
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         status: int | None = GONE
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             while (piece := await self._relay.take()) is not None:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await self._send(send, {"type": "http.response.body", "body": piece, "more_body": True})
             if not self._relay.is_left:
+                await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
                 status = None
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._gone.cancel()
             self._relay.leave()
             self._call.end(status)
+
+    async def _send(self, send: Send, message: Message) -> None:
+        """Raises TimeoutError where the client takes nothing: the server then cuts the connection, and ends no answer as if it were whole."""
+        await asyncio.wait_for(send(message), self._relay.stalled_seconds)
 
 
 async def _gone(receive: Receive, relay: Relay) -> None:
@@ -298,15 +308,19 @@ async def _gone(receive: Receive, relay: Relay) -> None:
     relay.leave()
 
 
-async def _body_of(request: Request) -> bytes:
+async def _body_of(request: Request, seconds: float = MAX_BODY_SECONDS) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a page of another site may send other types without asking
         raise RefusalError(415, f"The request must be application/json, not {kind or 'of no type'}.")
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise RefusalError(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
+    try:
+        async with asyncio.timeout(seconds):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MAX_BODY_BYTES:
+                    raise RefusalError(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
+    except TimeoutError as error:
+        raise RefusalError(408, f"The request did not come whole within {seconds:g} s.") from error
     return bytes(body)
 
 

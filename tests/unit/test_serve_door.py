@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from local.engines import Token, UnknownAdapterError
@@ -25,9 +26,10 @@ from loradrop.registry_reader import RegistryReader
 from loradrop_cli.main import main
 from loradrop_client import Adapters, LoradropError, Served
 from loradrop_serve.app import application
-from loradrop_serve.door import MAX_BODY_BYTES, Door, Models
+from loradrop_serve.door import MAX_BODY_BYTES, Door, Models, _body_of, _Call, _Stream
 from loradrop_serve.metrics import Metrics
-from loradrop_serve.relay import MAX_HELD_BYTES, Relay
+from loradrop_serve.refusals import RefusalError
+from loradrop_serve.relay import MAX_HELD_BYTES, Relay, StalledError
 from tests.adapters import good_tarball
 
 from .conftest import BASE, ENDPOINT, TABLE
@@ -401,6 +403,85 @@ def test_a_relay_holds_no_more_than_its_bound_and_each_side_hears_when_the_other
     most, is_ended = asyncio.run(scenario())
     assert most <= MAX_HELD_BYTES + 1024
     assert is_ended
+
+
+def test_a_client_that_takes_nothing_is_cut_off_and_not_ended_as_if_it_had_all(shop: Shop) -> None:
+    async def scenario(fill: int, send_: Callable[[Any], Awaitable[None]]) -> tuple[list[Any], bool, Any]:
+        relay, source, sent = Relay(stalled_seconds=0.01), Source(), []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            await send_(message)
+
+        def write() -> None:
+            relay.opened(source)
+            for _ in range(fill):
+                relay.put(b"x" * 1024)
+            relay.finish()
+
+        await asyncio.get_running_loop().run_in_executor(None, write)
+        stream = _Stream(relay, asyncio.create_task(asyncio.sleep(10)), _Call(shop.metrics, "/"), {})
+        answering = asyncio.create_task(stream({}, send, send))  # type: ignore[arg-type]
+        await asyncio.wait([answering], timeout=5)
+        assert answering.done()
+        return sent, shop.metrics.in_flight == 0, answering.exception()
+
+    async def takes_all(_message: Any) -> None:
+        return
+
+    async def takes_nothing(_message: Any) -> None:
+        await asyncio.Event().wait()
+
+    for fill, send, error in ((1000, takes_all, StalledError), (1, takes_nothing, TimeoutError)):
+        sent, is_free, raised = asyncio.run(scenario(fill, send))
+        assert isinstance(raised, error)
+        assert is_free
+        assert not any(one.get("more_body") is False for one in sent)
+    assert 'status="499"} 2' in shop.metrics.text()
+
+
+def test_a_request_that_never_comes_whole_keeps_no_place() -> None:
+    async def receive() -> Any:
+        return await asyncio.get_running_loop().create_future()
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(RefusalError) as refused:
+        asyncio.run(_body_of(Request(scope, receive), 0.01))
+    assert refused.value.status == 408
+
+
+class Failing:
+    """Adapters with a fault that nobody foresaw."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.events, self.served = events, Served("acme-2", ENDPOINT, "2222")
+
+    def begin(self, _model: str, _asked: Any) -> "Failing":
+        return self
+
+    def ask(self, _model: str, _asked: Any) -> Any:
+        return self.served, self.events[0]
+
+    def end(self) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from self.events
+        raise RuntimeError("nobody foresaw it")
+
+
+def test_a_fault_of_the_server_is_never_an_answer_that_is_done(stack: Any, aws: Any) -> None:
+    one = {"choices": [{"index": 0, "delta": {"content": "one"}}]}
+    for events, streamed, status in (([one], True, 200), ([], True, 500), ([{"choices": [{1, 2}]}], False, 500)):
+        shop = Shop(stack, aws, adapters=Failing(events))
+        with TestClient(shop.app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+            answered = client.post("/v1/chat/completions", json={"model": "acme", **ASK, "stream": streamed})
+        assert answered.status_code == status
+        last = events_in(answered.text)[-1] if status == 200 else answered.json()
+        assert last["error"]["type"] == "server_error"
+        assert "foresaw" not in answered.text
+        assert f'status="{502 if status == 200 else 500}"}} 1' in shop.metrics.text()
+        assert shop.metrics.in_flight == 0
 
 
 class Upstream:
