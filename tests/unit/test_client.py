@@ -236,6 +236,32 @@ def test_a_pointer_that_names_no_component_is_reported(shop: Shop, pointer: dict
         shop.adapters.chat("odd", "Hello")
 
 
+def test_pointers_that_are_not_asked_for_any_more_are_let_go(shop: Shop) -> None:
+    shop.deploy("globex-1", adapter="globex", seed=2)
+    shop.adapters.live_component("acme")
+    shop.time.now = 5.0
+    shop.adapters.live_component("globex")
+    assert set(shop.adapters._known) == {"globex"}
+
+
+def test_a_request_is_sent_in_as_few_bytes_as_it_has(shop: Shop) -> None:
+    bodies: list[bytes] = []
+    shop.session.events.register(
+        "before-call.sagemaker-runtime", lambda params, **_: bodies.append(bytes(params["body"]))
+    )
+    request = {"messages": [{"role": "user", "content": "世界"}], "max_tokens": 2}
+    shop.client().invoke("acme", request)
+    assert bodies == ['{"messages":[{"role":"user","content":"世界"}],"max_tokens":2}'.encode()]
+
+
+@pytest.mark.parametrize("ask", [Adapters.invoke, Adapters.begin])
+def test_half_a_character_is_refused_and_not_sent(shop: Shop, ask: Callable[..., Any]) -> None:
+    with pytest.raises(RequestRefusedError, match="lone surrogate") as refused:
+        ask(shop.adapters, "acme", {"prompt": "\ud800"})
+    assert refused.value.status == 400
+    assert not {"InvokeEndpoint", "InvokeEndpointWithResponseStream"} & set(shop.calls)
+
+
 # Trying again
 
 
