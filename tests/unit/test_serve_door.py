@@ -24,7 +24,7 @@ from loradrop.lifecycle import AdapterState, ComponentEntry, ComponentState, Liv
 from loradrop.registry_items import state_item
 from loradrop.registry_reader import RegistryReader
 from loradrop_cli.main import main
-from loradrop_client import Adapters, LoradropError, Served
+from loradrop_client import AccessRefusedError, Adapters, AwsUnavailableError, LoradropError, Served
 from loradrop_serve.app import application
 from loradrop_serve.door import MAX_BODY_BYTES, Door, Models, _body_of, _Call, _Stream
 from loradrop_serve.metrics import Metrics
@@ -185,6 +185,17 @@ def test_an_adapter_that_is_called_base_is_not_answered_by_the_base(shop: Shop, 
     assert "an adapter is called so too" in refused.json()["error"]["message"]
     assert shop.ask(client, "base@1111aaaa") == shop.ask(client, "acme@1111aaaa")
 
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["acme", f"base@{RELEASES['acme-1']}"]
+    assert client.get("/v1/models/base").status_code == 404
+
+
+def test_a_release_that_stands_is_a_model(client: TestClient) -> None:
+    found = client.get("/v1/models/acme@2222").json()
+    assert (found["id"], found["release"], found["created"]) == ("acme@2222", RELEASES["acme-2"], 1767323045)
+    assert client.get("/v1/models/acme@1111").json()["release"] == RELEASES["acme-1"]
+    missing = client.get("/v1/models/acme@3333")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
 
 # Requests and answers
 
@@ -226,6 +237,8 @@ def test_what_is_no_request_goes_nowhere(shop: Shop, client: TestClient) -> None
         (b"[]", 400, "must be a JSON object"),
         (b'{"messages": []}', 400, "`model` must name an adapter"),
         (b'{"model": 1, "messages": []}', 400, "`model` must name an adapter"),
+        (rb'{"model": "\ud800", "messages": []}', 400, "`model` must name an adapter"),
+        (b'{"model": "base", "messages": [], "adapters": ["acme"]}', 400, "`adapters` is not taken"),
         (b'{"model": "acme"}', 400, "`messages` is missing"),
         (b'{"model": "acme", "messages": [], "prompt": "Once"}', 400, "`prompt` does not go with `messages`"),
         (b'{"model": "acme", "messages": [], "stream": 1}', 400, "`stream` must be true or false"),
@@ -354,18 +367,38 @@ def test_every_answer_has_a_policy_and_an_unknown_path_openais_form(client: Test
 def test_requests_tokens_and_errors_are_counted_by_adapter(shop: Shop, client: TestClient) -> None:
     shop.ask(client, "acme")
     client.post("/v1/chat/completions", json={"model": "acme", **ASK, "stream": True})
-    for name in ("nobody", 'evil"} 1\nmetric 2'):
+    shop.ask(client, "acme@2222bb")
+    half = client.post(
+        "/v1/completions",
+        content=rb'{"model": "acme@2222", "prompt": "\ud800"}',
+        headers={"content-type": "application/json"},
+    )
+    assert (half.status_code, "lone surrogate" in half.text) == (400, True)
+    for name in ("nobody", 'evil"} 1\nmetric 2', "acme@evil"):
         client.post("/v1/chat/completions", json={"model": name, **ASK})
     counted = client.get("/metrics").text.splitlines()
     path = 'path="/v1/chat/completions"'
-    assert f'loradrop_door_requests_total{{model="acme",{path},status="200"}} 2' in counted
-    assert f'loradrop_door_requests_total{{model="",{path},status="404"}} 2' in counted
-    assert 'loradrop_door_errors_total{model="",status="404"} 2' in counted
+    assert f'loradrop_door_requests_total{{model="acme",{path},status="200"}} 3' in counted
+    assert f'loradrop_door_requests_total{{model="",{path},status="404"}} 3' in counted
+    assert 'loradrop_door_errors_total{model="",status="404"} 3' in counted
     # Of a stream without usage, its pieces: the first names the role.
-    assert 'loradrop_door_tokens_total{model="acme",kind="completion"} 25' in counted
-    assert 'loradrop_door_seconds_count{model="acme"} 2' in counted
+    assert 'loradrop_door_tokens_total{model="acme",kind="completion"} 37' in counted
+    assert 'loradrop_door_seconds_count{model="acme"} 4' in counted
     assert "loradrop_door_in_flight 0" in counted
-    assert not any("evil" in line for line in counted)
+    assert not any("evil" in line or "@" in line for line in counted)
+    assert not shop.metrics.in_flight_of
+
+
+@pytest.mark.parametrize("error", [AccessRefusedError, AwsUnavailableError, RuntimeError])
+def test_a_name_that_nobody_looked_up_is_no_label(stack: Any, aws: Any, error: type[Exception]) -> None:
+    class Refusing:
+        def ask(self, _model: str, _asked: Any) -> Any:
+            raise error("no")
+
+    shop = Shop(stack, aws, adapters=Refusing())
+    with TestClient(shop.app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        assert client.post("/v1/chat/completions", json={"model": "invented", **ASK}).status_code in (500, 502)
+    assert "invented" not in shop.metrics.text()
 
 
 # Clients that go away, and many at once
@@ -548,6 +581,22 @@ def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(stack:
         refused = client.post("/v1/chat/completions", json={"model": "acme", **ASK})
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
         assert client.get("/v1/models").status_code == 200
+
+
+def test_one_model_takes_no_more_than_half_of_the_places(stack: Any, aws: Any) -> None:
+    class Loading:
+        def ask(self, model: str, _asked: Any) -> Any:
+            return Served(model, ENDPOINT), {}
+
+    shop = Shop(stack, aws, adapters=Loading(), max_requests=4)
+    shop.metrics.in_flight, shop.metrics.in_flight_of["acme"] = 2, 2
+    with shop.client() as client:
+        for model, status in (("acme", 503), ("acme@1111", 503), ("globex", 200), ("acme", 503)):
+            answered = client.post("/v1/chat/completions", json={"model": model, **ASK})
+            assert answered.status_code == status
+        assert answered.json()["error"]["code"] == "server_busy"
+        assert answered.headers["retry-after"] == "2"
+    assert shop.metrics.in_flight_of == {"acme": 2}
 
 
 def test_64_streams_at_once_are_each_answered_in_full(shop: Shop, client: TestClient) -> None:
