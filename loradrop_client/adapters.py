@@ -89,6 +89,8 @@ class AnswerStream:
     def end(self) -> None:
         """Another thread may call it: whoever reads has StreamBrokenError at once, and the model server hears of it."""
         raw: Any = self._body._raw_stream  # type: ignore[attr-defined]  # botocore has no other way to it
+        if getattr(raw, "_connection", self) is None:
+            return  # read to its end: the connection is back in the pool, and may be another request's
         shut_down = getattr(
             raw, "_sock_shutdown", None
         )  # urllib3 has it from 2.3 on; its shutdown() is of reading alone
