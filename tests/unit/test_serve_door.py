@@ -30,6 +30,7 @@ from loradrop_serve.door import MAX_BODY_BYTES, Door, Models, _body_of, _Call, _
 from loradrop_serve.metrics import Metrics
 from loradrop_serve.refusals import RefusalError
 from loradrop_serve.relay import MAX_HELD_BYTES, Relay, StalledError
+from loradrop_serve.server import hosts_of
 from tests.adapters import good_tarball
 
 from .conftest import BASE, ENDPOINT, TABLE
@@ -327,6 +328,7 @@ def test_another_sites_page_gets_no_answer(client: TestClient) -> None:
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 403),
         ({"origin": "http://127.0.0.1:8080", "sec-fetch-site": "same-origin"}, 200),
         ({"authorization": "Bearer whatever"}, 200),
     ):
@@ -359,6 +361,13 @@ def test_every_answer_has_a_policy_and_an_unknown_path_openais_form(client: Test
     assert "default-src 'none'" in answered.headers["content-security-policy"]
     assert "unsafe" not in answered.headers["content-security-policy"]
     assert client.get("/v1/chat/completions").status_code == 405
+
+
+def test_a_server_may_be_called_as_it_was_told_to_listen(shop: Shop) -> None:
+    for host, called in (("127.0.0.2", "127.0.0.2:8080"), ("::1", "[::1]:8080"), ("127.0.0.2", "localhost")):
+        with TestClient(application(shop.door, hosts=hosts_of(host)), base_url="http://127.0.0.1") as client:
+            assert client.get("/metrics", headers={"host": called}).status_code == 200
+            assert client.get("/metrics", headers={"host": "127.0.0.3"}).status_code == 421
 
 
 # What is counted

@@ -134,6 +134,15 @@ def test_what_comes_from_the_stack_becomes_text_and_nothing_else() -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|srcdoc", script)
 
 
+def test_a_link_of_another_site_leads_to_the_page_and_to_nothing_else(client: TestClient) -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    assert client.get("/", headers=link | {"sec-fetch-mode": "cors"}).status_code == 403
+    assert client.get("/", headers=link | {"origin": "https://evil.example"}).status_code == 403
+    assert client.get("/api/session", headers=link).status_code == 403
+    assert client.post("/", headers=link).status_code == 403
+
+
 # What is
 
 
