@@ -261,9 +261,10 @@ def _convert_mlx(mending: Mending, data: bytes, weights: Weights, choose: Choose
     if any("embed_tokens" in name for name in names):
         raise NotMendableError("An embedding of mlx-lm's is not converted.")
     (rank,) = ranks
-    if isinstance(settings, dict) and "alpha" in settings and settings["alpha"] != rank:
+    alpha = settings.get("alpha") if isinstance(settings, dict) else None
+    if alpha is not None and alpha != rank:
         raise NotMendableError(
-            f"lora_parameters has the alpha {shown(settings['alpha'])} beside the scale {scale:g} and r {rank}. Older mlx-lm multiplies by "
+            f"lora_parameters has the alpha {shown(alpha)} beside the scale {scale:g} and r {rank}. Older mlx-lm multiplies by "
             "scale * alpha / r, newer by scale alone, and the file does not say which trained it. Where it was a newer one, take "
             f"alpha out of {CONFIG_FILE}; where an older one, put scale * alpha / r as the scale too."
         )
