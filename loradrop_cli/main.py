@@ -537,17 +537,16 @@ def _packaged_mended(
 def _offer(arguments: argparse.Namespace, choice: ProfileChoice) -> list[str]:
     """Where mending makes a rejected adapter an accepted one: what it would do, and the command."""
     folder, output = arguments.folder, arguments.output
-    with tempfile.TemporaryDirectory(prefix=".loradrop-", dir=output.parent) as written:
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix=".loradrop-", dir=output.parent) as written:
             mending = mending_of(folder, choice.choose)
-            if mending.changes:
-                mending.write(Path(written))
-        except NotMendableError:
-            return []
-        if not mending.changes:
-            return []
-        if not validate_folder(Path(written), choice.profile, lambda _: None, choice.choose).accepted:
-            return []
+            if not mending.changes:
+                return []
+            mending.write(Path(written))
+            if not validate_folder(Path(written), choice.profile, lambda _: None, choice.choose).accepted:
+                return []
+    except (NotMendableError, OSError):  # the report on the folder stands, and with it the exit code
+        return []
     given = (("--base", arguments.base), ("--max-rank", arguments.max_rank), ("--engine", arguments.engine))
     options = [word for name, value in given if value is not None for word in (name, str(value))]
     words = ["loradrop", "package", str(folder), "-o", str(output), *options, "--mend"]

@@ -8,10 +8,11 @@ itself is never written to.
 import array
 import dataclasses
 import json
+import re
 import shutil
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +29,7 @@ from loradrop.validator import SMOKE_FILE
 MLX_WEIGHTS = "adapters.safetensors"
 _MLX_HALVES = {".lora_a": "lora_A", ".lora_b": "lora_B"}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_WORD = re.compile(r"\w+")
 _COPY_BYTES = 4 * 1024 * 1024
 # What is cast: to which dtype, of how many bytes. Every number of 8 bits is one of bfloat16 too.
 _CASTS = {"F64": ("F32", 4), "F8_E4M3": ("BF16", 2), "F8_E5M2": ("BF16", 2)}
@@ -59,20 +61,19 @@ class Mending:
     config: bytes | None = None  # None: as it is
     weights: Path | None = None
     data_begin: int = 0
-    targets: list[_Target] = field(default_factory=list)  # none: the weights as they are
+    targets: list[_Target] | None = None  # None: the weights as they are
     changes: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """The adapter's own files, mended, into an empty folder."""
-        config = self.folder / CONFIG_FILE
-        if self.config is not None or config.exists():
-            (folder / CONFIG_FILE).write_bytes(config.read_bytes() if self.config is None else self.config)
-        smoke = self.folder / SMOKE_FILE
-        if smoke.exists():
-            (folder / SMOKE_FILE).write_bytes(smoke.read_bytes())
+        config = _read_small(self.folder, CONFIG_FILE, DEFAULT_POLICY.max_config_bytes)
+        smoke = _read_small(self.folder, SMOKE_FILE, DEFAULT_POLICY.max_smoke_bytes)
+        for name, data in ((CONFIG_FILE, config if self.config is None else self.config), (SMOKE_FILE, smoke)):
+            if data is not None:
+                (folder / name).write_bytes(data)
         if self.weights is None:
             return
-        if not self.targets:
+        if self.targets is None:
             shutil.copyfile(self.weights, folder / WEIGHTS_FILE)
             return
         with self.weights.open("rb") as source, (folder / WEIGHTS_FILE).open("xb") as sink:
@@ -85,10 +86,10 @@ class Mending:
 def mending_of(folder: Path, choose: Choose) -> Mending:
     """Reads names and shapes only, and never a pickle. Raises NotMendableError."""
     mending = Mending(folder)
-    if not (folder / CONFIG_FILE).exists():
+    if not (folder / CONFIG_FILE).is_file():
         mending.folder = _unwrapped(folder)
         mending.changes.append(f"took the adapter out of the folder {mending.folder.relative_to(folder)}")
-    config = (mending.folder / CONFIG_FILE).read_bytes()
+    config = _read_small(mending.folder, CONFIG_FILE, DEFAULT_POLICY.max_config_bytes) or b""
     if config.startswith(_BYTE_ORDER_MARK):
         config = config.removeprefix(_BYTE_ORDER_MARK)
         mending.config = config
@@ -107,8 +108,9 @@ def mending_of(folder: Path, choose: Choose) -> Mending:
         if profile is not None:
             _rename(mending, weights, config, profile)
     _cast(mending)
-    if len(mending.targets) == len(weights.tensors) and not any(_is_changed(one) for one in mending.targets):
-        mending.targets.clear()
+    targets = mending.targets
+    if targets is not None and len(targets) == len(weights.tensors) and not any(map(_is_changed, targets)):
+        mending.targets = None
     return mending
 
 
@@ -117,8 +119,22 @@ def _is_changed(target: _Target) -> bool:
     return target.is_transposed or (target.name, target.dtype) != (source.name, source.dtype)
 
 
+def _read_small(folder: Path, name: str, most: int) -> bytes | None:
+    """None where there is no such file. A pipe or a folder of that name is none either: to read it might never end."""
+    path = folder / name
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise NotMendableError(f"{name} has more than {most:,} bytes.")
+    return data
+
+
 def _unwrapped(folder: Path) -> Path:
-    found = sorted({path.parent for path in (*folder.glob(f"*/{CONFIG_FILE}"), *folder.glob(f"*/*/{CONFIG_FILE}"))})
+    root = folder.resolve()
+    paths = (*folder.glob(f"*/{CONFIG_FILE}"), *folder.glob(f"*/*/{CONFIG_FILE}"))
+    found = sorted({path.parent for path in paths if path.is_file() and _is_within(path.parent, folder, root)})
     if not found:
         raise NotMendableError(f"There is no {CONFIG_FILE} in {folder}.")
     if len(found) > 1:
@@ -127,11 +143,19 @@ def _unwrapped(folder: Path) -> Path:
     return found[0]
 
 
+def _is_within(inner: Path, folder: Path, root: Path) -> bool:
+    """Whether no link leads to it, and none of what would be packed leads out of the folder that was named."""
+    own = (inner / CONFIG_FILE, inner / SMOKE_FILE, *inner.glob("*.safetensors"))
+    return inner.resolve() == root / inner.relative_to(folder) and all(
+        path.resolve().is_relative_to(root) for path in own
+    )
+
+
 def _weights_of(folder: Path) -> Path:
     for name in (WEIGHTS_FILE, MLX_WEIGHTS):
         if (folder / name).is_file():
             return folder / name
-    found = sorted(folder.glob("*.safetensors"))
+    found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if len(found) != 1:
         several = ", ".join(path.name for path in found[:8])
         raise NotMendableError(
@@ -142,7 +166,8 @@ def _weights_of(folder: Path) -> Path:
 
 def _rename(mending: Mending, weights: Weights, config: bytes, profile: BaseProfile) -> None:
     seen: dict[str, str] = {}
-    adapters: set[str] = set()
+    adapters: set[str | None] = set()  # None: names without an adapter's name are of one of their own
+    targets: list[_Target] = []
     renamed: list[tuple[str, str]] = []
     dropped: list[str] = []
     for tensor in _in_order(weights):
@@ -154,14 +179,16 @@ def _rename(mending: Mending, weights: Weights, config: bytes, profile: BaseProf
         if name in seen:
             raise NotMendableError(f"{shown(seen[name])} and {shown(tensor.name)} are the same matrix, {shown(name)}.")
         seen[name] = tensor.name
-        if mended is not None and mended.adapter is not None:
+        if mended is not None:
             adapters.add(mended.adapter)
         if name != tensor.name:
             renamed.append((tensor.name, name))
-        mending.targets.append(_Target(name, tensor.dtype, tensor.shape, tensor))
+        targets.append(_Target(name, tensor.dtype, tensor.shape, tensor))
+    mending.targets = targets
     if len(adapters) > 1:
+        names = sorted("one without a name" if name is None else shown(name) for name in adapters)
         raise NotMendableError(
-            f"The file holds several adapters ({', '.join(sorted(map(shown, adapters)))}): save one with "
+            f"The file holds several adapters ({', '.join(names)}): save one with "
             "model.save_pretrained(FOLDER, selected_adapters=[NAME])."
         )
     if renamed:
@@ -180,12 +207,22 @@ def _check_patterns(renamed: list[tuple[str, str]], config: bytes, profile: Base
     read = read_config(config, honouring, DEFAULT_POLICY, Problems())
     if read is None:
         return
+    lost = _parts(old for old, _ in renamed) - _parts(new for _, new in renamed)
+    for entry in (*read.rank_pattern, *read.alpha_pattern):
+        if gone := sorted(lost.intersection(_WORD.findall(entry.key))):
+            raise NotMendableError(
+                f"rank_pattern or alpha_pattern names {shown(entry.key)}, and {gone[0]} is not in the names any more."
+            )
     for old, new in renamed:
         before, after = (peft_path(name) for name in (old, new))
         if (read.rank_of(before), read.alpha_of(before)) != (read.rank_of(after), read.alpha_of(after)):
             raise NotMendableError(
                 f"rank_pattern or alpha_pattern means another module once {shown(old)} is called {shown(new)}."
             )
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    return {part for name in names for part in name.split(".")}
 
 
 def _is_of_mlx(weights: Weights) -> bool:
@@ -205,6 +242,7 @@ def _convert_mlx(mending: Mending, data: bytes, weights: Weights, choose: Choose
     base = config.get("model")
     profile = choose(base if isinstance(base, str) else None)
     ranks: set[int] = set()
+    targets: list[_Target] = []
     for tensor in _in_order(weights):
         ending = next((ending for ending in _MLX_HALVES if tensor.name.endswith(ending)), None)
         if ending is None or len(tensor.shape) != 2:
@@ -213,15 +251,23 @@ def _convert_mlx(mending: Mending, data: bytes, weights: Weights, choose: Choose
         mended = None if profile is None else mended_name(name, profile)
         first, second = tensor.shape
         ranks.add(second if ending == ".lora_a" else first)
-        mending.targets.append(
+        targets.append(
             _Target(name if mended is None else mended.name, tensor.dtype, (second, first), tensor, is_transposed=True)
         )
-    names = {target.name for target in mending.targets}
-    if len(ranks) != 1 or len(names) != len(mending.targets):
+    mending.targets = targets
+    names = {target.name for target in targets}
+    if len(ranks) != 1 or len(names) != len(targets):
         raise NotMendableError(f"The matrices of {MLX_WEIGHTS} have the ranks {sorted(ranks)}; mlx-lm gives one.")
     if any("embed_tokens" in name for name in names):
         raise NotMendableError("An embedding of mlx-lm's is not converted.")
     (rank,) = ranks
+    alpha = settings.get("alpha") if isinstance(settings, dict) else None
+    if alpha is not None and alpha != rank:
+        raise NotMendableError(
+            f"lora_parameters has the alpha {shown(alpha)} beside the scale {scale:g} and r {rank}. Older mlx-lm multiplies by "
+            "scale * alpha / r, newer by scale alone, and the file does not say which trained it. Where it was a newer one, take "
+            f"alpha out of {CONFIG_FILE}; where an older one, put scale * alpha / r as the scale too."
+        )
     modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in names})
     peft = {
         "peft_type": "LORA",
@@ -235,7 +281,7 @@ def _convert_mlx(mending: Mending, data: bytes, weights: Weights, choose: Choose
     }
     mending.config = json.dumps(peft, indent=2).encode() + b"\n"
     mending.changes.append(
-        f"converted {_counted(mending.targets)} of mlx-lm's: transposed, with r {rank} and lora_alpha {scale * rank:g} (scale {scale:g} times r)"
+        f"converted {_counted(targets)} of mlx-lm's: transposed, with r {rank} and lora_alpha {scale * rank:g} (scale {scale:g} times r)"
     )
 
 
@@ -248,10 +294,11 @@ def _json(data: bytes) -> dict[str, object]:
 
 def _cast(mending: Mending) -> None:
     cast: dict[str, int] = {}
-    for number, target in enumerate(mending.targets):
+    targets = mending.targets or []
+    for number, target in enumerate(targets):
         if target.dtype in _CASTS and not target.is_transposed:
             cast[target.dtype] = cast.get(target.dtype, 0) + 1
-            mending.targets[number] = _Target(target.name, _CASTS[target.dtype][0], target.shape, target.source)
+            targets[number] = _Target(target.name, _CASTS[target.dtype][0], target.shape, target.source)
     for dtype, count in cast.items():
         to = _CASTS[dtype][0]
         how = "rounded" if dtype == "F64" else "exactly"

@@ -89,6 +89,8 @@ class AnswerStream:
     def end(self) -> None:
         """Another thread may call it: whoever reads has StreamBrokenError at once, and the model server hears of it."""
         raw: Any = self._body._raw_stream  # type: ignore[attr-defined]  # botocore has no other way to it
+        if getattr(raw, "_connection", self) is None:
+            return  # read to its end: the connection is back in the pool, and may be another request's
         shut_down = getattr(
             raw, "_sock_shutdown", None
         )  # urllib3 has it from 2.3 on; its shutdown() is of reading alone
@@ -170,6 +172,9 @@ class Adapters:
             return known[0]
         live = self._read_live(adapter)
         with self._lock:
+            # Names are anybody's, and releases have many: what is not asked any more goes.
+            for name in [name for name, (_, until) in self._known.items() if until <= now]:
+                del self._known[name]
             # From before the read, which may have taken long.
             self._known[adapter] = live, now + self._cache_seconds
         return live
@@ -211,10 +216,10 @@ class Adapters:
 
     def begin(self, adapter: str, request: Mapping[str, Any]) -> AnswerStream:
         """Calls at once, as `stream` does; the answer's events are still to be read."""
-        body = json.dumps({**request, "stream": True}).encode()
+        asked = {**request, "stream": True}
 
         def begin(served: Served) -> AnswerStream:
-            answer = self._runtime.invoke_endpoint_with_response_stream(**_call(served, body))
+            answer = self._runtime.invoke_endpoint_with_response_stream(**_call(served, asked))
             return AnswerStream(served, answer["Body"])
 
         return self._answered(adapter, begin)
@@ -225,10 +230,9 @@ class Adapters:
 
     def ask(self, adapter: str, request: Mapping[str, Any]) -> tuple[Served, dict[str, Any]]:
         """What answered, and its whole answer, as `invoke` has it."""
-        body = json.dumps(dict(request)).encode()
 
         def ask(served: Served) -> tuple[Served, dict[str, Any]]:
-            answer = self._runtime.invoke_endpoint(**_call(served, body))
+            answer = self._runtime.invoke_endpoint(**_call(served, request))
             try:
                 return served, answer_of(answer["Body"].read())
             except ModelError as error:
@@ -356,7 +360,13 @@ def _chat_request(message: str | Sequence[Message] | Mapping[str, Any], system: 
     return {"messages": messages, **given}
 
 
-def _call(live: Served, body: bytes) -> Any:
+def _call(live: Served, request: Mapping[str, Any]) -> Any:
+    try:
+        # Escaped, a text in another script than Latin would be up to twice as long, and SageMaker bounds bytes.
+        body = json.dumps(dict(request), ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        said = "The request holds half of a character (a lone surrogate), which UTF-8 has no bytes for."
+        raise RequestRefusedError(said, 400, said) from error
     return {
         "EndpointName": live.endpoint,
         "InferenceComponentName": live.component,

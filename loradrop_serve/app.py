@@ -29,7 +29,7 @@ def application(
     app = Starlette(
         routes=[*door.routes(), *(page.routes() if page is not None else [])],
         middleware=[Middleware(Guard, token=token, hosts=hosts)],
-        exception_handlers={RefusalError: _refused, HTTPException: _unknown},
+        exception_handlers={RefusalError: _refused, HTTPException: _unknown, Exception: _failed},
         lifespan=life,
     )
     app.state.page = page
@@ -46,3 +46,8 @@ async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = f"{HTTPStatus(error.status_code).phrase}: {request.method} {request.url.path[:200]}"
     return RefusalError(error.status_code, said, code="unknown_url").response()
+
+
+async def _failed(_request: Request, _error: Exception) -> Response:
+    """What nobody foresaw: Starlette raises it once more after this answer, so that the server's log has it."""
+    return RefusalError(500, "This server failed; its log says why.", "server_error").response()

@@ -9,6 +9,7 @@ import difflib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -17,10 +18,10 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from loradrop.registry_reader import RegistryReader
-from loradrop_client import BASE, Adapters, LoradropError, NoLiveComponentError, Served, explaining
+from loradrop_client import BASE, Adapters, LoradropError, ModelError, NoLiveComponentError, Served, explaining
 
 from .metrics import CONTENT_TYPE, UNKNOWN, Metrics
 from .refusals import BUSY_RETRY_SECONDS, RefusalError, refusal_of
@@ -29,6 +30,7 @@ from .relay import Relay
 # Each has a thread, and holds at most a request, an answer or MAX_HELD_BYTES of a stream.
 MAX_REQUESTS = 96
 MAX_BODY_BYTES = 6 * 1024 * 1024  # SageMaker's own limit was this for years
+MAX_BODY_SECONDS = 60.0
 LISTED_SECONDS = 5.0
 MAX_NEAR_NAMES = 3
 NEAR = 0.5  # of difflib's ratio
@@ -37,6 +39,8 @@ GONE = 499
 # The field that the model server knows each schema by, and those by which it would take one for another.
 _CHAT, _COMPLETION = "messages", "prompt"
 _SCHEMA_FIELDS = (_CHAT, _COMPLETION, "inputs")
+# LMI's own way to name an adapter, which would let another answer than `model` says.
+ADAPTERS_FIELD = "adapters"
 
 
 class Models:
@@ -58,7 +62,7 @@ class Models:
             return self._live
 
     def near(self, model: str) -> list[str]:
-        return difflib.get_close_matches(model.partition("@")[0], list(self.live()), MAX_NEAR_NAMES, NEAR)
+        return difflib.get_close_matches(_adapter_in(model), list(self.live()), MAX_NEAR_NAMES, NEAR)
 
 
 class Door:
@@ -89,19 +93,31 @@ class Door:
 
     async def _list_models(self, _request: Request) -> Response:
         live = await self._live()
-        return JSONResponse(
-            {"object": "list", "data": [self._base(), *(_model(name, *live[name]) for name in sorted(live))]}
-        )
+        # Of an adapter that is called base the name alone is refused.
+        base = [] if BASE in live else [self._base()]
+        adapters = [_model(f"{BASE}@{live[BASE][0]}" if name == BASE else name, *live[name]) for name in sorted(live)]
+        return JSONResponse({"object": "list", "data": [*base, *adapters]})
 
     async def _one_model(self, request: Request) -> Response:
         name = request.path_params["model"]
         live = await self._live()
+        if "@" in name or (name == BASE and BASE in live):
+            return JSONResponse(await self._release(name, live))
         if name == BASE:
             return JSONResponse(self._base())
         if name not in live:
             error = NoLiveComponentError(f"The adapter {name!r} is not live.")
             raise refusal_of(error, await self._near(name))
         return JSONResponse(_model(name, *live[name]))
+
+    async def _release(self, name: str, live: dict[str, tuple[str, str]]) -> dict[str, Any]:
+        """A release that stands, by the name that it was asked for by."""
+        try:
+            served = await asyncio.get_running_loop().run_in_executor(self._others, self._adapters.served, name)
+        except LoradropError as error:
+            raise refusal_of(error) from error
+        release, since = live.get(_adapter_in(name), ("", ""))
+        return _model(name, served.release, since if served.release == release else "")
 
     async def _live(self) -> dict[str, tuple[str, str]]:
         try:
@@ -137,20 +153,19 @@ class Door:
             )
         call = _Call(self._metrics, request.url.path)
         try:
-            model, asked = _asked(await _body_of(request), schema)
-            call.model = model
+            call.model, asked = _asked(await _body_of(request), schema)
+            self._check_place_of(call)
             if asked.get("stream"):
                 return await self._streamed(request, call, asked)
             return await self._whole(call, asked)
         except LoradropError as error:
             is_unknown = isinstance(error, NoLiveComponentError)
             refusal = refusal_of(error, await self._near(call.model) if is_unknown else None)
-            if is_unknown:
-                call.model = UNKNOWN
+            if isinstance(error, ModelError):  # raised once the component is known
+                call.found()
             call.end(refusal.status)
             raise refusal from error
         except RefusalError as refusal:
-            call.model = UNKNOWN
             call.end(refusal.status)
             raise
         except ClientDisconnect:
@@ -160,12 +175,28 @@ class Door:
             call.end(500)
             raise
 
+    def _check_place_of(self, call: "_Call") -> None:
+        """One that is loading holds its requests for a minute: the others must get through meanwhile."""
+        adapter = _adapter_in(call.model)
+        most = max(1, self._max_requests // 2)
+        if self._metrics.in_flight_of[adapter] >= most:
+            raise RefusalError(
+                503,
+                f"This server answers {most} requests to one adapter at a time, and has as many. Ask again in a moment.",
+                "server_error",
+                "server_busy",
+                headers={"Retry-After": str(BUSY_RETRY_SECONDS)},
+            )
+        call.take_place_of(adapter)
+
     async def _whole(self, call: "_Call", asked: dict[str, Any]) -> Response:
         loop = asyncio.get_running_loop()
         served, answer = await loop.run_in_executor(self._threads, self._adapters.ask, call.model, asked)
+        call.found()
+        response = JSONResponse(answer | {"model": call.model}, headers=_served_by(served))
         call.note_usage(answer)
         call.end(200)
-        return JSONResponse(answer | {"model": call.model}, headers=_served_by(served))
+        return response
 
     async def _streamed(self, request: Request, call: "_Call", asked: dict[str, Any]) -> Response:
         loop = asyncio.get_running_loop()
@@ -201,6 +232,7 @@ class Door:
             if relay.is_left:
                 return
             stream = self._adapters.begin(call.model, asked)
+            call.found()
             if not relay.opened(stream):
                 stream.end()
             for event in stream:
@@ -220,6 +252,10 @@ class Door:
             relay.put(b"data: " + json.dumps(refusal.error()).encode() + b"\n\n")
         except BaseException as error:
             resolve(opened.set_exception, RuntimeError(str(error)))
+            if is_open:  # to end as if it were whole would be worse than to say little
+                refusal = RefusalError(502, "The answer broke off in this server.", "server_error", "stream_broken")
+                call.status = refusal.status
+                relay.put(b"data: " + json.dumps(refusal.error()).encode() + b"\n\n")
             raise
         finally:
             relay.finish()
@@ -229,13 +265,23 @@ class _Call:
     """One request, for the metrics: counted once, whoever ends it."""
 
     def __init__(self, metrics: Metrics, path: str) -> None:
-        self.model, self.status = UNKNOWN, 200
+        self.model, self.status = "", 200
+        self._label = UNKNOWN
+        self._place: str | None = None
         self._metrics, self._path = metrics, path
         self._began = time.monotonic()
         self._pieces = 0
         self._usage: tuple[int, int] | None = None
         self._is_ended = False
         metrics.in_flight += 1
+
+    def take_place_of(self, adapter: str) -> None:
+        self._place = adapter
+        self._metrics.in_flight_of[adapter] += 1
+
+    def found(self) -> None:
+        """The registry knows the model: it is counted by its adapter's name."""
+        self._label = _adapter_in(self.model)
 
     def note_usage(self, answer: dict[str, Any]) -> None:
         usage = answer.get("usage")
@@ -259,11 +305,14 @@ class _Call:
             return
         self._is_ended = True
         self._metrics.in_flight -= 1
+        if self._place is not None:
+            self._metrics.in_flight_of[self._place] -= 1
+            self._metrics.in_flight_of += Counter()  # keeps what is above 0
         status = self.status if status is None else status
-        self._metrics.answered(self.model, self._path, status, time.monotonic() - self._began)
+        self._metrics.answered(self._label, self._path, status, time.monotonic() - self._began)
         usage = self._usage or ((0, self._pieces) if self._pieces else None)
         if usage is not None:
-            self._metrics.used(self.model, *usage)
+            self._metrics.used(self._label, *usage)
 
 
 class _Stream(Response):
@@ -279,16 +328,21 @@ class _Stream(Response):
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         status: int | None = GONE
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             while (piece := await self._relay.take()) is not None:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await self._send(send, {"type": "http.response.body", "body": piece, "more_body": True})
             if not self._relay.is_left:
+                await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
                 status = None
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._gone.cancel()
             self._relay.leave()
             self._call.end(status)
+
+    async def _send(self, send: Send, message: Message) -> None:
+        """Raises TimeoutError where the client takes nothing: the server then cuts the connection, and ends no answer as if it were whole."""
+        async with asyncio.timeout(self._relay.stalled_seconds):
+            await send(message)
 
 
 async def _gone(receive: Receive, relay: Relay) -> None:
@@ -298,15 +352,19 @@ async def _gone(receive: Receive, relay: Relay) -> None:
     relay.leave()
 
 
-async def _body_of(request: Request) -> bytes:
+async def _body_of(request: Request, seconds: float = MAX_BODY_SECONDS) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a page of another site may send other types without asking
         raise RefusalError(415, f"The request must be application/json, not {kind or 'of no type'}.")
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise RefusalError(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
+    try:
+        async with asyncio.timeout(seconds):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MAX_BODY_BYTES:
+                    raise RefusalError(413, f"The request has more than {MAX_BODY_BYTES:,} bytes.")
+    except TimeoutError as error:
+        raise RefusalError(408, f"The request did not come whole within {seconds:g} s.") from error
     return bytes(body)
 
 
@@ -319,7 +377,7 @@ def _asked(body: bytes, schema: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(asked, dict):
         raise RefusalError(400, "The request must be a JSON object.")
     model = asked.pop("model", None)
-    if not isinstance(model, str) or not model or len(model) > MAX_MODEL_CHARACTERS:
+    if not isinstance(model, str) or not model or len(model) > MAX_MODEL_CHARACTERS or not _is_utf8(model):
         raise RefusalError(
             400,
             f"`model` must name an adapter, such as acme, or a release of one, such as acme@1f3a9c2e, or {BASE}.",
@@ -330,9 +388,25 @@ def _asked(body: bytes, schema: str) -> tuple[str, dict[str, Any]]:
     for other in _SCHEMA_FIELDS:
         if other != schema and other in asked:
             raise RefusalError(400, f"`{other}` does not go with `{schema}`.", code="unknown_parameter", param=other)
+    if ADAPTERS_FIELD in asked:
+        message = f"`{ADAPTERS_FIELD}` is not taken: `model` names the adapter."
+        raise RefusalError(400, message, code="unknown_parameter", param=ADAPTERS_FIELD)
     if not isinstance(asked.get("stream"), bool | None):
         raise RefusalError(400, "`stream` must be true or false.", param="stream")
     return model, asked
+
+
+def _is_utf8(text: str) -> bool:
+    """False of half a surrogate pair, which JSON can name and no answer can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _adapter_in(model: str) -> str:
+    return model.partition("@")[0]
 
 
 def _served_by(served: Served) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +15,7 @@ from loradrop_cli.fleet import stack_document
 from loradrop_cli.standing import Condition, finished_at, standing
 from loradrop_client import LoradropError, explaining
 
+_LOG = logging.getLogger(__name__)
 POLL_SECONDS = 2.0
 STACK_SECONDS = 15.0
 KEEP_ALIVE_SECONDS = 15.0
@@ -140,6 +142,10 @@ class Broadcast:
                     self._send("well", {})
             except LoradropError as error:
                 self._send("trouble", {"message": str(error)})
+            except Exception:  # noqa: BLE001 - a poller that ended would leave its pages saying that they are up to date
+                if "trouble" not in self._last:
+                    _LOG.exception("the fleet")
+                self._send("trouble", {"message": "This server failed to read the fleet; its log says why."})
             await asyncio.sleep(POLL_SECONDS)
 
     def _send(self, kind: str, data: dict[str, Any]) -> None:

@@ -49,18 +49,20 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *own]
             await send(message)
 
-        refusal = self._refusal(Headers(scope=scope))
+        refusal = self._refusal(Headers(scope=scope), is_page=(scope["method"], scope["path"]) == ("GET", "/"))
         app: ASGIApp = self._app if refusal is None else refusal.response()
         await app(scope, receive, send_with_headers)
 
-    def _refusal(self, headers: Headers) -> RefusalError | None:
+    def _refusal(self, headers: Headers, *, is_page: bool) -> RefusalError | None:
         host = headers.get("host", "")
         if self._hosts is not None and _without_port(host) not in self._hosts:
             names = ", ".join(sorted(self._hosts))
             return RefusalError(421, f"This server is called {names}, not {_without_port(host)[:100]!r}.")
         origin = headers.get("origin")
         is_own = origin is None or urlsplit(origin).netloc == host
-        if not is_own or headers.get("sec-fetch-site") == "cross-site":
+        # A link in a wiki may lead here: the site that has it reads nothing of the page.
+        is_link = is_page and headers.get("sec-fetch-mode") == "navigate"
+        if not is_own or (headers.get("sec-fetch-site") == "cross-site" and not is_link):
             return RefusalError(403, "A page of another site may not ask this server.", "permission_error")
         if self._token is not None and not hmac.compare_digest(_given(headers).encode(), self._token.encode()):
             message = (

@@ -1,7 +1,7 @@
 """What the door counts of each adapter, in Prometheus' text form (version 0.0.4)."""
 
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -13,13 +13,14 @@ _Labels = tuple[tuple[str, str], ...]
 
 
 class Metrics:
-    """It may be shared by threads. A label's values are adapters that answered, so their number is bounded by the fleet's."""
+    """It may be shared by threads. A label's values are adapters that the registry knows, so their number is bounded by the fleet's."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counters: dict[str, dict[_Labels, float]] = defaultdict(lambda: defaultdict(float))
         self._seconds: dict[_Labels, list[float]] = {}  # one count for each bucket, the sum, the count
         self.in_flight = 0
+        self.in_flight_of: Counter[str] = Counter()  # by adapter, whether there is such a one or not
 
     def answered(self, model: str, path: str, status: int, seconds: float) -> None:
         """`status` is 499 where the client went away."""

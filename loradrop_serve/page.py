@@ -8,6 +8,7 @@ import asyncio
 import dataclasses
 import hmac
 import json
+import logging
 import secrets
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from loradrop.validator import validate
 from loradrop.wire import OBJECT_GONE_CODES
 from loradrop_cli.connection import Connection
 from loradrop_cli.fleet import component_status_of, upload_dict
+from loradrop_cli.main import MAX_DEPLOYMENT_SECONDS
 from loradrop_cli.push import Push, Tarball, stack_choice
 from loradrop_cli.terminal import CommandError
 from loradrop_client import LoradropError, explaining
@@ -41,12 +43,13 @@ from .fleet_view import Broadcast, FleetView, proof_in, row_of
 from .refusals import RefusalError
 from .relay import Relay
 
+_LOG = logging.getLogger(__name__)
 TOKEN_HEADER = "x-loradrop-token"  # noqa: S105 - its name, not its value
 SHOWN_UPLOADS = 50
 LISTED_EXECUTIONS = 40
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
 MAX_COMMANDS = 8
-COMMAND_SECONDS = 900
+COMMAND_SECONDS = MAX_DEPLOYMENT_SECONDS + 60.0  # longer than any command waits by itself
 MAX_OUTPUT_BYTES = 64 * 1024
 MAX_DROPS = 2
 START_DEADLINE_SECONDS = 120.0
@@ -59,10 +62,16 @@ _STATIC = {
 
 class Page:
     def __init__(
-        self, connection: Connection, *, read_only: bool = False, start_seconds: float = START_DEADLINE_SECONDS
+        self,
+        connection: Connection,
+        *,
+        read_only: bool = False,
+        start_seconds: float = START_DEADLINE_SECONDS,
+        command_seconds: float = COMMAND_SECONDS,
     ) -> None:
-        """`start_seconds` is how long the execution of an upload is waited for."""
+        """`start_seconds` is how long the execution of an upload is waited for, `command_seconds` how long a command."""
         self._connection, self._read_only, self._start_seconds = connection, read_only, start_seconds
+        self._command_seconds = command_seconds
         self._token = secrets.token_urlsafe(32)
         self._threads = ThreadPoolExecutor(8, "page")
         self._view = FleetView(connection)
@@ -254,7 +263,10 @@ class Page:
                 stderr=asyncio.subprocess.PIPE,
             )
             try:
-                out, err = await asyncio.wait_for(process.communicate(), COMMAND_SECONDS)
+                out, err = await asyncio.wait_for(process.communicate(), self._command_seconds)
+            except TimeoutError:
+                message = f"The command was ended after {self._command_seconds:g} s. It continues in the stack: what it began is not undone."
+                return JSONResponse({"command": self._command(*words), "code": None, "message": message})
             finally:
                 if process.returncode is None:  # what it began goes on without it
                     process.terminate()
@@ -330,6 +342,9 @@ class Page:
             say(step="started", execution=self._execution_of(name, upload.version_id))
         except (LoradropError, CommandError, ProfileError) as error:
             say(step="failed", message=str(error))
+        except Exception:  # noqa: BLE001 - the last step must say how it ended, whatever it was
+            _LOG.exception("the tarball of %s", name)
+            say(step="failed", message="This server failed; its log says why.")
         finally:
             self._drops -= 1
             file.close()

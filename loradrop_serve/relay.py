@@ -14,15 +14,20 @@ class Ends(Protocol):
     def end(self) -> None: ...
 
 
+class StalledError(Exception):
+    """The client took nothing for so long that what it has of its answer must not end as if it were whole."""
+
+
 class Relay:
     """One writer, a thread, and one reader, the loop. Either may leave; the other then hears of it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, stalled_seconds: float = MAX_STALLED_SECONDS) -> None:
+        self.stalled_seconds = stalled_seconds
         self._loop = asyncio.get_running_loop()
         self._room = threading.Condition()
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._is_finished = self._is_left = False
+        self._is_finished = self._is_left = self._is_broken = False
         self._source: Ends | None = None
         self._ready = asyncio.Event()
 
@@ -35,11 +40,12 @@ class Relay:
             return not self._is_left
 
     def put(self, piece: bytes) -> bool:
-        """Waits while too much is held. False where the reader has left."""
+        """Waits while too much is held. False where the reader has left, or takes nothing."""
         with self._room:
-            if self._held_bytes > MAX_HELD_BYTES:
-                self._room.wait_for(lambda: self._held_bytes == 0 or self._is_left, MAX_STALLED_SECONDS)
-            if self._is_left or self._held_bytes > MAX_HELD_BYTES:
+            if self._held_bytes > MAX_HELD_BYTES and not self._is_broken:
+                self._room.wait_for(lambda: self._held_bytes == 0 or self._is_left, self.stalled_seconds)
+                self._is_broken = self._held_bytes > MAX_HELD_BYTES
+            if self._is_left or self._is_broken:
                 return False
             self._held.append(piece)
             self._held_bytes += len(piece)
@@ -60,9 +66,11 @@ class Relay:
     # The loop's side
 
     async def take(self) -> bytes | None:
-        """All that has come since, or None at the end."""
+        """All that has come since, or None at the end. Raises StalledError where pieces are missing."""
         while True:
             with self._room:
+                if self._is_broken and not self._is_left:
+                    raise StalledError
                 if self._held and not self._is_left:
                     taken, self._held, self._held_bytes = b"".join(self._held), [], 0
                     self._ready.clear()

@@ -40,7 +40,7 @@ def serve(arguments: argparse.Namespace) -> int:
         )
     connection = Connection.of(arguments)
     listener = listen(arguments.host, arguments.port)
-    hosts = LOOPBACK if is_local and token is None else None
+    hosts = hosts_of(arguments.host) if is_local and token is None else None
     app = application_of(connection, token=token, hosts=hosts, read_only=arguments.read_only)
     server = _Server(
         uvicorn.Config(
@@ -102,6 +102,11 @@ def _token(path: Path | None) -> str | None:
             f"The token in {path} must be one line of at least {MIN_TOKEN_CHARACTERS} ASCII characters without spaces."
         )
     return token
+
+
+def hosts_of(host: str) -> tuple[str, ...]:
+    """What a server on this machine may be called."""
+    return (*LOOPBACK, f"[{host}]" if ":" in host else host.lower())
 
 
 def _is_loopback(host: str) -> bool:

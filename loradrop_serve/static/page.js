@@ -116,7 +116,7 @@ async function change(action, name, release) {
     });
     const said = await answer.json();
     if (!answer.ok) throw new Error(said.error.message);
-    note(said.message || `Ended with exit code ${said.code}.`, said.code === 0 ? "good" : "bad");
+    note(said.message || `Ended with exit code ${said.code}.`, said.code === null ? undefined : said.code === 0 ? "good" : "bad");
   } catch (error) {
     note(error.message, "bad");
   }

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import boto3
 import pytest
+from botocore.eventstream import EventStream
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -21,6 +22,7 @@ from botocore.exceptions import (
     ProfileNotFound,
     ReadTimeoutError,
 )
+from urllib3 import PoolManager
 
 from local.engines import Token, UnknownAdapterError
 from local.engines.stand_in import StandInEngine
@@ -37,10 +39,12 @@ from loradrop_client import (
     ModelNotReadyError,
     NoLiveComponentError,
     RequestRefusedError,
+    Served,
     StackNotFoundError,
     StreamBrokenError,
     explained,
 )
+from loradrop_client.adapters import AnswerStream
 from loradrop_client.wire import MAX_LINE_BYTES, answer_of, events_of, pieces_of, text_of
 from tests.adapters import good_tarball
 
@@ -234,6 +238,32 @@ def test_a_pointer_that_names_no_component_is_reported(shop: Shop, pointer: dict
     shop.put("odd", pointer)
     with pytest.raises(AwsUnavailableError, match="The live pointer of 'odd' names no component and endpoint"):
         shop.adapters.chat("odd", "Hello")
+
+
+def test_pointers_that_are_not_asked_for_any_more_are_let_go(shop: Shop) -> None:
+    shop.deploy("globex-1", adapter="globex", seed=2)
+    shop.adapters.live_component("acme")
+    shop.time.now = 5.0
+    shop.adapters.live_component("globex")
+    assert set(shop.adapters._known) == {"globex"}
+
+
+def test_a_request_is_sent_in_as_few_bytes_as_it_has(shop: Shop) -> None:
+    bodies: list[bytes] = []
+    shop.session.events.register(
+        "before-call.sagemaker-runtime", lambda params, **_: bodies.append(bytes(params["body"]))
+    )
+    request = {"messages": [{"role": "user", "content": "世界"}], "max_tokens": 2}
+    shop.client().invoke("acme", request)
+    assert bodies == ['{"messages":[{"role":"user","content":"世界"}],"max_tokens":2}'.encode()]
+
+
+@pytest.mark.parametrize("ask", [Adapters.invoke, Adapters.begin])
+def test_half_a_character_is_refused_and_not_sent(shop: Shop, ask: Callable[..., Any]) -> None:
+    with pytest.raises(RequestRefusedError, match="lone surrogate") as refused:
+        ask(shop.adapters, "acme", {"prompt": "\ud800"})
+    assert refused.value.status == 400
+    assert not {"InvokeEndpoint", "InvokeEndpointWithResponseStream"} & set(shop.calls)
 
 
 # Trying again
@@ -552,6 +582,35 @@ def test_a_stream_that_is_ended_by_another_thread_ends_at_the_server_too(monkeyp
         stream.end()  # once more does no harm
     finally:
         server.shutdown()
+
+
+def test_the_end_of_a_stream_that_was_read_whole_leaves_its_connection_to_the_next() -> None:
+    """Another thread may end it late: the connection is in the pool by then, or another request's."""
+
+    class Reply(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        ports: ClassVar[list[int]] = []
+
+        def do_GET(self) -> None:
+            self.ports.append(self.client_address[1])
+            self.send_response(200)
+            self.send_header("Content-Length", "0" if self.path == "/next" else "4")
+            self.end_headers()
+            self.wfile.write(b"" if self.path == "/next" else b"done")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Reply) as server, PoolManager() as pool:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        raw = pool.request("GET", url, preload_content=False)
+        body: Any = EventStream(raw, None, None, "InvokeEndpointWithResponseStream")
+        assert raw.read() == b"done"
+        AnswerStream(Served("acme-1", ENDPOINT), body).end()
+        assert pool.request("GET", f"{url}/next", retries=False).status == 200
+        server.shutdown()
+    assert len(set(Reply.ports)) == 1
 
 
 # Errors of AWS

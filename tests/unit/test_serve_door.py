@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from local.engines import Token, UnknownAdapterError
@@ -23,11 +24,13 @@ from loradrop.lifecycle import AdapterState, ComponentEntry, ComponentState, Liv
 from loradrop.registry_items import state_item
 from loradrop.registry_reader import RegistryReader
 from loradrop_cli.main import main
-from loradrop_client import Adapters, LoradropError, Served
+from loradrop_client import AccessRefusedError, Adapters, AwsUnavailableError, LoradropError, Served
 from loradrop_serve.app import application
-from loradrop_serve.door import MAX_BODY_BYTES, Door, Models
+from loradrop_serve.door import MAX_BODY_BYTES, Door, Models, _body_of, _Call, _Stream
 from loradrop_serve.metrics import Metrics
-from loradrop_serve.relay import MAX_HELD_BYTES, Relay
+from loradrop_serve.refusals import RefusalError
+from loradrop_serve.relay import MAX_HELD_BYTES, Relay, StalledError
+from loradrop_serve.server import hosts_of
 from tests.adapters import good_tarball
 
 from .conftest import BASE, ENDPOINT, TABLE
@@ -183,6 +186,17 @@ def test_an_adapter_that_is_called_base_is_not_answered_by_the_base(shop: Shop, 
     assert "an adapter is called so too" in refused.json()["error"]["message"]
     assert shop.ask(client, "base@1111aaaa") == shop.ask(client, "acme@1111aaaa")
 
+    assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["acme", f"base@{RELEASES['acme-1']}"]
+    assert client.get("/v1/models/base").status_code == 404
+
+
+def test_a_release_that_stands_is_a_model(client: TestClient) -> None:
+    found = client.get("/v1/models/acme@2222").json()
+    assert (found["id"], found["release"], found["created"]) == ("acme@2222", RELEASES["acme-2"], 1767323045)
+    assert client.get("/v1/models/acme@1111").json()["release"] == RELEASES["acme-1"]
+    missing = client.get("/v1/models/acme@3333")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
 
 # Requests and answers
 
@@ -224,6 +238,8 @@ def test_what_is_no_request_goes_nowhere(shop: Shop, client: TestClient) -> None
         (b"[]", 400, "must be a JSON object"),
         (b'{"messages": []}', 400, "`model` must name an adapter"),
         (b'{"model": 1, "messages": []}', 400, "`model` must name an adapter"),
+        (rb'{"model": "\ud800", "messages": []}', 400, "`model` must name an adapter"),
+        (b'{"model": "base", "messages": [], "adapters": ["acme"]}', 400, "`adapters` is not taken"),
         (b'{"model": "acme"}', 400, "`messages` is missing"),
         (b'{"model": "acme", "messages": [], "prompt": "Once"}', 400, "`prompt` does not go with `messages`"),
         (b'{"model": "acme", "messages": [], "stream": 1}', 400, "`stream` must be true or false"),
@@ -312,6 +328,7 @@ def test_another_sites_page_gets_no_answer(client: TestClient) -> None:
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
         ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 403),
         ({"origin": "http://127.0.0.1:8080", "sec-fetch-site": "same-origin"}, 200),
         ({"authorization": "Bearer whatever"}, 200),
     ):
@@ -346,24 +363,51 @@ def test_every_answer_has_a_policy_and_an_unknown_path_openais_form(client: Test
     assert client.get("/v1/chat/completions").status_code == 405
 
 
+def test_a_server_may_be_called_as_it_was_told_to_listen(shop: Shop) -> None:
+    for host, called in (("127.0.0.2", "127.0.0.2:8080"), ("::1", "[::1]:8080"), ("127.0.0.2", "localhost")):
+        with TestClient(application(shop.door, hosts=hosts_of(host)), base_url="http://127.0.0.1") as client:
+            assert client.get("/metrics", headers={"host": called}).status_code == 200
+            assert client.get("/metrics", headers={"host": "127.0.0.3"}).status_code == 421
+
+
 # What is counted
 
 
 def test_requests_tokens_and_errors_are_counted_by_adapter(shop: Shop, client: TestClient) -> None:
     shop.ask(client, "acme")
     client.post("/v1/chat/completions", json={"model": "acme", **ASK, "stream": True})
-    for name in ("nobody", 'evil"} 1\nmetric 2'):
+    shop.ask(client, "acme@2222bb")
+    half = client.post(
+        "/v1/completions",
+        content=rb'{"model": "acme@2222", "prompt": "\ud800"}',
+        headers={"content-type": "application/json"},
+    )
+    assert (half.status_code, "lone surrogate" in half.text) == (400, True)
+    for name in ("nobody", 'evil"} 1\nmetric 2', "acme@evil"):
         client.post("/v1/chat/completions", json={"model": name, **ASK})
     counted = client.get("/metrics").text.splitlines()
     path = 'path="/v1/chat/completions"'
-    assert f'loradrop_door_requests_total{{model="acme",{path},status="200"}} 2' in counted
-    assert f'loradrop_door_requests_total{{model="",{path},status="404"}} 2' in counted
-    assert 'loradrop_door_errors_total{model="",status="404"} 2' in counted
+    assert f'loradrop_door_requests_total{{model="acme",{path},status="200"}} 3' in counted
+    assert f'loradrop_door_requests_total{{model="",{path},status="404"}} 3' in counted
+    assert 'loradrop_door_errors_total{model="",status="404"} 3' in counted
     # Of a stream without usage, its pieces: the first names the role.
-    assert 'loradrop_door_tokens_total{model="acme",kind="completion"} 25' in counted
-    assert 'loradrop_door_seconds_count{model="acme"} 2' in counted
+    assert 'loradrop_door_tokens_total{model="acme",kind="completion"} 37' in counted
+    assert 'loradrop_door_seconds_count{model="acme"} 4' in counted
     assert "loradrop_door_in_flight 0" in counted
-    assert not any("evil" in line for line in counted)
+    assert not any("evil" in line or "@" in line for line in counted)
+    assert not shop.metrics.in_flight_of
+
+
+@pytest.mark.parametrize("error", [AccessRefusedError, AwsUnavailableError, RuntimeError])
+def test_a_name_that_nobody_looked_up_is_no_label(stack: Any, aws: Any, error: type[Exception]) -> None:
+    class Refusing:
+        def ask(self, _model: str, _asked: Any) -> Any:
+            raise error("no")
+
+    shop = Shop(stack, aws, adapters=Refusing())
+    with TestClient(shop.app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+        assert client.post("/v1/chat/completions", json={"model": "invented", **ASK}).status_code in (500, 502)
+    assert "invented" not in shop.metrics.text()
 
 
 # Clients that go away, and many at once
@@ -401,6 +445,85 @@ def test_a_relay_holds_no_more_than_its_bound_and_each_side_hears_when_the_other
     most, is_ended = asyncio.run(scenario())
     assert most <= MAX_HELD_BYTES + 1024
     assert is_ended
+
+
+def test_a_client_that_takes_nothing_is_cut_off_and_not_ended_as_if_it_had_all(shop: Shop) -> None:
+    async def scenario(fill: int, send_: Callable[[Any], Awaitable[None]]) -> tuple[list[Any], bool, Any]:
+        relay, source, sent = Relay(stalled_seconds=0.01), Source(), []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            await send_(message)
+
+        def write() -> None:
+            relay.opened(source)
+            for _ in range(fill):
+                relay.put(b"x" * 1024)
+            relay.finish()
+
+        await asyncio.get_running_loop().run_in_executor(None, write)
+        stream = _Stream(relay, asyncio.create_task(asyncio.sleep(10)), _Call(shop.metrics, "/"), {})
+        answering = asyncio.create_task(stream({}, send, send))  # type: ignore[arg-type]
+        await asyncio.wait([answering], timeout=5)
+        assert answering.done()
+        return sent, shop.metrics.in_flight == 0, answering.exception()
+
+    async def takes_all(_message: Any) -> None:
+        return
+
+    async def takes_nothing(_message: Any) -> None:
+        await asyncio.Event().wait()
+
+    for fill, send, error in ((1000, takes_all, StalledError), (1, takes_nothing, TimeoutError)):
+        sent, is_free, raised = asyncio.run(scenario(fill, send))
+        assert isinstance(raised, error)
+        assert is_free
+        assert not any(one.get("more_body") is False for one in sent)
+    assert 'status="499"} 2' in shop.metrics.text()
+
+
+def test_a_request_that_never_comes_whole_keeps_no_place() -> None:
+    async def receive() -> Any:
+        return await asyncio.get_running_loop().create_future()
+
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(RefusalError) as refused:
+        asyncio.run(_body_of(Request(scope, receive), 0.01))
+    assert refused.value.status == 408
+
+
+class Failing:
+    """Adapters with a fault that nobody foresaw."""
+
+    def __init__(self, events: list[Any]) -> None:
+        self.events, self.served = events, Served("acme-2", ENDPOINT, "2222")
+
+    def begin(self, _model: str, _asked: Any) -> "Failing":
+        return self
+
+    def ask(self, _model: str, _asked: Any) -> Any:
+        return self.served, self.events[0]
+
+    def end(self) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from self.events
+        raise RuntimeError("nobody foresaw it")
+
+
+def test_a_fault_of_the_server_is_never_an_answer_that_is_done(stack: Any, aws: Any) -> None:
+    one = {"choices": [{"index": 0, "delta": {"content": "one"}}]}
+    for events, streamed, status in (([one], True, 200), ([], True, 500), ([{"choices": [{1, 2}]}], False, 500)):
+        shop = Shop(stack, aws, adapters=Failing(events))
+        with TestClient(shop.app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
+            answered = client.post("/v1/chat/completions", json={"model": "acme", **ASK, "stream": streamed})
+        assert answered.status_code == status
+        last = events_in(answered.text)[-1] if status == 200 else answered.json()
+        assert last["error"]["type"] == "server_error"
+        assert "foresaw" not in answered.text
+        assert f'status="{502 if status == 200 else 500}"}} 1' in shop.metrics.text()
+        assert shop.metrics.in_flight == 0
 
 
 class Upstream:
@@ -467,6 +590,22 @@ def test_more_requests_than_are_answered_at_a_time_are_told_to_come_again(stack:
         refused = client.post("/v1/chat/completions", json={"model": "acme", **ASK})
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
         assert client.get("/v1/models").status_code == 200
+
+
+def test_one_model_takes_no_more_than_half_of_the_places(stack: Any, aws: Any) -> None:
+    class Loading:
+        def ask(self, model: str, _asked: Any) -> Any:
+            return Served(model, ENDPOINT), {}
+
+    shop = Shop(stack, aws, adapters=Loading(), max_requests=4)
+    shop.metrics.in_flight, shop.metrics.in_flight_of["acme"] = 2, 2
+    with shop.client() as client:
+        for model, status in (("acme", 503), ("acme@1111", 503), ("globex", 200), ("acme", 503)):
+            answered = client.post("/v1/chat/completions", json={"model": model, **ASK})
+            assert answered.status_code == status
+        assert answered.json()["error"]["code"] == "server_busy"
+        assert answered.headers["retry-after"] == "2"
+    assert shop.metrics.in_flight_of == {"acme": 2}
 
 
 def test_64_streams_at_once_are_each_answered_in_full(shop: Shop, client: TestClient) -> None:

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
@@ -18,13 +19,14 @@ from starlette.testclient import TestClient
 from loradrop.lifecycle import AdapterState, ComponentEntry, ComponentState, Live, Outcome, UploadRecord
 from loradrop.registry_items import record_item, state_item
 from loradrop_cli.connection import Connection
+from loradrop_cli.main import MAX_DEPLOYMENT_SECONDS, MAX_REMOVAL_SECONDS
 from loradrop_client import Adapters, StackOutputs
 from loradrop_serve.app import application
 from loradrop_serve.door import Door, Models
 from loradrop_serve.executions_view import execution_document, graph_of
 from loradrop_serve.fleet_view import MAX_HELD_EVENTS, Broadcast, FleetView
 from loradrop_serve.metrics import Metrics
-from loradrop_serve.page import TOKEN_HEADER, Page
+from loradrop_serve.page import COMMAND_SECONDS, TOKEN_HEADER, Page
 from tests.adapters import good_tarball, wrapped_tarball
 
 from .conftest import BASE, ENDPOINT, REGION, TABLE
@@ -75,12 +77,12 @@ def session_of(_aws: Any) -> boto3.Session:
 
 
 class Site:
-    def __init__(self, stack: Any, aws: Any, *, read_only: bool = False) -> None:
+    def __init__(self, stack: Any, aws: Any, *, parameters: dict[str, str] = PARAMETERS, **settings: Any) -> None:
         self.stack, self.aws = stack, aws
         session = session_of(aws)
-        self.connection = Connection(StackOutputs("loradrop", OUTPUTS, PARAMETERS), session)
+        self.connection = Connection(StackOutputs("loradrop", OUTPUTS, parameters), session)
         # No rule starts an execution on moto.
-        self.page = Page(self.connection, read_only=read_only, start_seconds=0)
+        self.page = Page(self.connection, start_seconds=0, **settings)
         door = Door(
             Adapters(registry_table=TABLE, session=session), Models(self.connection.registry), Metrics(), max_requests=1
         )
@@ -134,6 +136,15 @@ def test_what_comes_from_the_stack_becomes_text_and_nothing_else() -> None:
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|srcdoc", script)
 
 
+def test_a_link_of_another_site_leads_to_the_page_and_to_nothing_else(client: TestClient) -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert client.get("/", headers=link).status_code == 200
+    assert client.get("/", headers=link | {"sec-fetch-mode": "cors"}).status_code == 403
+    assert client.get("/", headers=link | {"origin": "https://evil.example"}).status_code == 403
+    assert client.get("/api/session", headers=link).status_code == 403
+    assert client.post("/", headers=link).status_code == 403
+
+
 # What is
 
 
@@ -171,8 +182,6 @@ def test_pages_hear_of_changes_and_who_does_not_listen_is_let_go(site: Site) -> 
             def stack(self) -> dict[str, Any]:
                 return {"stack": "loradrop"}
 
-        from concurrent.futures import ThreadPoolExecutor
-
         broadcast = Broadcast(Still(site.connection), ThreadPoolExecutor(1))
         first, second = broadcast.events(), broadcast.events()
         event = await asyncio.wait_for(anext(first), 10)
@@ -188,6 +197,24 @@ def test_pages_hear_of_changes_and_who_does_not_listen_is_let_go(site: Site) -> 
         assert len([one async for one in first]) < MAX_HELD_EVENTS  # it ends
         await second.aclose()
         assert broadcast._lookers == set()
+
+    asyncio.run(scenario())
+
+
+def test_pages_hear_of_any_trouble_and_the_fleet_is_read_on(site: Site) -> None:
+    async def scenario() -> None:
+        class Odd(FleetView):
+            def refresh(self) -> Any:
+                raise KeyError("a record as nobody expected it")
+
+        broadcast = Broadcast(Odd(site.connection), ThreadPoolExecutor(1))
+        events = broadcast.events()
+        assert (await asyncio.wait_for(anext(events), 10)).startswith(b"event: trouble\n")
+        assert broadcast._poller is not None
+        await asyncio.wait([broadcast._poller], timeout=0.05)
+        assert not broadcast._poller.done()
+        await events.aclose()
+        broadcast._poller.cancel()
 
     asyncio.run(scenario())
 
@@ -358,6 +385,14 @@ def test_only_the_buttons_commands_are_run(client: TestClient, asked: Any) -> No
     assert client.post("/api/change", json=asked, headers=token(client)).status_code == 400
 
 
+def test_a_command_that_takes_too_long_is_said_to_go_on(site: Site) -> None:
+    with Site(site.stack, site.aws, command_seconds=0).client() as client:
+        said = client.post("/api/change", json={"action": "retry", "name": "acme"}, headers=token(client)).json()
+    assert (said["command"], said["code"]) == ("loradrop retry acme --stack loradrop", None)
+    assert "It continues in the stack" in said["message"]
+    assert max(MAX_DEPLOYMENT_SECONDS, MAX_REMOVAL_SECONDS) < COMMAND_SECONDS
+
+
 def steps(answered: Any) -> list[dict[str, Any]]:
     assert answered.status_code == 200, answered.text
     return [json.loads(line) for line in answered.text.splitlines()]
@@ -374,6 +409,13 @@ def test_a_bad_tarball_is_rejected_and_nothing_is_uploaded(site: Site, client: T
     large = client.post("/api/drop?name=globex", content=b"x" * 1_000_001, headers=token(client))
     assert large.status_code == 413
     assert "MaxUploadMegabytes" in large.json()["error"]["message"]
+
+
+def test_a_fault_of_the_server_is_the_last_step_of_a_tarball(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    with Site(site.stack, site.aws, parameters=PARAMETERS | {"MaxLoraRank": "sixteen"}).client() as client:
+        [failed] = steps(client.post("/api/drop?name=globex", content=good_tarball(), headers=token(client)))
+    assert (failed["step"], failed["message"]) == ("failed", "This server failed; its log says why.")
+    assert "sixteen" in caplog.text
 
 
 def test_a_good_tarball_is_validated_then_uploaded_to_the_byte(site: Site, client: TestClient) -> None:

@@ -8,6 +8,7 @@ zero_to_fp32, accelerate's FSDP utilities, and kohya's networks.
 import functools
 import io
 import json
+import os
 import struct
 import tarfile
 from collections.abc import Callable
@@ -17,8 +18,10 @@ from typing import Any
 
 import pytest
 
+from loradrop.profile import load_profile
 from loradrop.validator import validate
 from loradrop_cli.main import main
+from loradrop_cli.mending import NotMendableError, mending_of
 from tests import adapters
 from tests.adapters import Tensors, tensors_of, weights_file
 from tests.unit.test_cli import TINY, write
@@ -228,6 +231,23 @@ def test_several_adapters_of_different_layers_are_not_guessed_at(package: Packag
     assert "save one with model.save_pretrained(FOLDER, selected_adapters=[NAME])" in refused.said
 
 
+def test_names_without_an_adapters_name_are_an_adapter_of_their_own(package: Package) -> None:
+    refused = package(
+        adapter(lambda name: name.replace(".weight", ".default.weight") if ".0." in name else name), "--mend"
+    )
+    assert refused.code == 1
+    assert 'several adapters ("default", one without a name)' in refused.said
+
+
+@pytest.mark.parametrize("kind", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_names_a_wrapper_is_not_mended(kind: str, package: Package) -> None:
+    """PEFT wrapped what torch.compile had wrapped: the pattern applied to names that the engine never sees."""
+    config = {kind: {"_orig_mod.model.layers.0.self_attn.q_proj": 2}, "r": 4, "lora_alpha": 8}
+    refused = package(adapter(RENAMED["torch.compile around the base"], **config), "--mend", "--engine", "0.32.0")
+    assert refused.code == 1
+    assert "_orig_mod is not in the names any more" in refused.said
+
+
 @pytest.mark.parametrize(
     ("key", "is_mended"), [("q_proj", True), ("self_attn.q_proj", True), ("^layers.0.self_attn.q_proj", False)]
 )
@@ -299,6 +319,58 @@ def test_an_adapter_is_taken_out_of_its_folder(package: Package) -> None:
     assert mended.code == 0
     assert "took the adapter out of the folder model" in mended.said
     assert mended.files == adapter_files()
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "smoke.jsonl"])
+def test_what_is_no_file_is_neither_read_nor_waited_for(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pipe would be waited for forever."""
+    for make in (os.mkfifo, Path.mkdir):
+        folder = write(tmp_path / make.__name__, {key: data for key, data in adapter_files().items() if key != name})
+        make(folder / name)
+        code = main(["package", str(folder), "-o", str(tmp_path / "acme.tar.gz"), "--force", *TINY, "--mend"])
+        assert code == (0 if name == "smoke.jsonl" else 1), capsys.readouterr()
+
+
+@pytest.mark.parametrize(("name", "most"), [(CONFIG, 256 * 1024), ("smoke.jsonl", 64 * 1024)])
+def test_a_small_file_that_is_huge_is_not_read_whole(name: str, most: int, package: Package) -> None:
+    files = adapter(RENAMED["DDP"]) | {name: b" " * (most + 1)}
+    refused = package(files, "--mend")
+    assert refused.code == 1
+    assert f"Not mended: {name} has more than {most:,} bytes" in refused.said
+
+
+@pytest.mark.parametrize("linked", ["the folder", CONFIG, WEIGHTS])
+def test_no_link_out_of_the_folder_is_followed(linked: str, tmp_path: Path) -> None:
+    elsewhere, folder = write(tmp_path / "elsewhere", adapter_files()), tmp_path / "saved"
+    inner = folder / "model"
+    if linked == "the folder":
+        folder.mkdir()
+        inner.symlink_to(elsewhere)
+    else:
+        write(inner, {name: data for name, data in adapter_files().items() if name != linked})
+        (inner / linked).symlink_to(elsewhere / linked)
+    with pytest.raises(NotMendableError, match=f"There is no {CONFIG} in"):
+        mending_of(folder, lambda _: None)
+
+
+def test_an_offer_that_cannot_be_read_changes_no_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "saved", adapter_files())
+    (folder / WEIGHTS).unlink()
+    (folder / "other.safetensors").symlink_to("/proc/self/mem")  # to read its beginning is an error
+    assert main(["package", str(folder), "-o", str(tmp_path / "acme.tar.gz"), *TINY]) == 1
+    assert "It can be mended" not in capsys.readouterr().out
+
+
+def test_weights_of_which_nothing_is_left_are_not_copied_as_they_were(tmp_path: Path) -> None:
+    """Of a file of the base's own weights alone."""
+    name = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"
+    folder = write(tmp_path / "saved", adapter_files() | {WEIGHTS: weights_file({name: ("F32", (1, 2), bytes(8))})})
+    mending = mending_of(folder, lambda _: load_profile("tiny-llama"))
+    (tmp_path / "written").mkdir()
+    mending.write(tmp_path / "written")
+    assert tensors_of((tmp_path / "written" / WEIGHTS).read_bytes()) == {}
 
 
 def test_which_of_several_checkpoints_is_not_guessed(package: Package) -> None:
@@ -396,6 +468,11 @@ def test_mlx_is_converted(package: Package) -> None:
     assert converted.config["base_model_name_or_path"] == "mlx-community/tiny-llama-4bit"
 
 
+def test_an_alpha_of_mlx_that_changes_nothing_is_passed_over(package: Package) -> None:
+    converted = package(mlx(lora_parameters={"rank": 4, "alpha": 4, "scale": 10.0}), "--mend")
+    assert (converted.config["lora_alpha"], converted.config["r"]) == (40.0, 4)
+
+
 def test_the_validator_says_whose_the_files_of_mlx_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write(tmp_path / "adapters", mlx())
     assert main(["validate", str(folder), *TINY]) == 1
@@ -409,6 +486,7 @@ def test_the_validator_says_whose_the_files_of_mlx_are(tmp_path: Path, capsys: p
     [
         (mlx(fine_tune_type="dora"), 'fine_tune_type is "dora"'),
         (mlx(lora_parameters={"rank": 4}), "no lora_parameters.scale"),
+        (mlx(lora_parameters={"rank": 4, "alpha": 16, "scale": 10.0}), "Older mlx-lm multiplies by scale * alpha / r, newer by scale alone"),
         (
             mlx() | {"adapters.safetensors": weights_file({"model.layers.0.self_attn.q_proj.lora_a_scales": ("F32", (1, 1), bytes(4))})},
             "not one of mlx-lm's LoRA matrices",
@@ -506,7 +584,6 @@ def test_json_says_what_was_mended(package: Package) -> None:
 
 
 def test_what_was_mended_is_accepted_by_the_validator_of_the_stack(package: Package) -> None:
-    from loradrop.profile import load_profile
     from tests.adapters import tarball
 
     files = package(adapter(RENAMED["FSDP1"]), "--mend").files
