@@ -28,7 +28,7 @@ from .refusals import BUSY_RETRY_SECONDS, RefusalError, refusal_of
 from .relay import Relay
 
 # Each has a thread, and holds at most a request, an answer or MAX_HELD_BYTES of a stream.
-MAX_REQUESTS = 96
+MAX_REQUESTS = 128
 MAX_BODY_BYTES = 6 * 1024 * 1024  # SageMaker's own limit was this for years
 MAX_BODY_SECONDS = 60.0
 LISTED_SECONDS = 5.0
