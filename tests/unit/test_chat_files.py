@@ -159,7 +159,21 @@ TRAINED: dict[str, tuple[str, bytes, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TRAINED)
+# Their siblings above are trained on in every run; these are read by other code, and then are the same.
+LONG = {
+    "content in parts",
+    "an array in .json",
+    "an array in .jsonl",
+    "an export with its records in it",
+    "conversational prompt and completion",
+    "odd columns",
+    "a TSV of labels",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.long] if one in LONG else []) for one in TRAINED]
+)
 def test_it_ends_in_a_trained_adapter(name: str, random_llama: Path, tmp_path: Path) -> None:
     file_name, content, form = TRAINED[name]
     (tmp_path / file_name).write_bytes(content)
