@@ -202,6 +202,7 @@ def test_every_statement_is_needed(stack: StackUnderTest, statement: str) -> Non
         execution = act()
     assert (execution.status, execution.error) in [
         ("FAILED", "DeploymentFailed"),
+        ("FAILED", "UploadWaiting"),
         ("FAILED", "OutcomeNotReported"),
         ("FAILED", "FleetNotPlanned"),
         ("FAILED", "RepairsFailed"),
