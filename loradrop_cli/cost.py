@@ -90,8 +90,8 @@ def cost(arguments: argparse.Namespace) -> int:
     connection = Connection.of(arguments)
     begin, end = month(arguments.month, datetime.now(UTC))
     instances, price, made_at = _endpoint(connection, arguments.hourly_price)
-    begin = min(max(begin, made_at), end)
     usages, missing = _usages(connection, begin, end)
+    begin = min(max(begin, made_at), end)  # the hours are those in which the endpoint stood
     seconds = (end - begin).total_seconds()
     found = costs(usages, hourly_price=price, instances=instances, seconds=seconds)
     if not any(one.is_live for one in usages):

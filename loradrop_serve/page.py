@@ -270,6 +270,7 @@ class Page:
             finally:
                 if process.returncode is None:  # what it began goes on without it
                     process.terminate()
+                    await process.communicate()  # until it has ended: its pipes belong to this loop
         said = _message(out[:MAX_OUTPUT_BYTES]) or err[-MAX_OUTPUT_BYTES:].decode(errors="replace").strip()
         return JSONResponse({"command": self._command(*words), "code": process.returncode, "message": said})
 

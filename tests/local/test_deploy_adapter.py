@@ -425,31 +425,35 @@ def test_an_upload_that_vanishes_is_refused_in_words(stack: StackUnderTest) -> N
     assert list(stack.components("vanished")) == [live]
 
 
-def test_an_existing_base_is_used_and_a_missing_one_named(stack: StackUnderTest) -> None:
-    endpoint, base = stack.outputs["EndpointName"], stack.outputs["BaseComponentName"]
-    config = stack.sagemaker.describe_endpoint(EndpointName=endpoint)["EndpointConfigName"]
+def deployed_beside(stack: StackUnderTest, endpoint: str, base: str) -> StackUnderTest:
+    """A second stack that is told of this endpoint and base, with the role of the first one's."""
+    config = stack.sagemaker.describe_endpoint(EndpointName=stack.outputs["EndpointName"])["EndpointConfigName"]
     role = stack.sagemaker.describe_endpoint_config(EndpointConfigName=config)["ExecutionRoleArn"]
+    parameters = "BaseProfile=tiny-llama MaxLoraRank=16 GracePeriodSeconds=1 InServiceDeadlineSeconds=60"
+    existing = f"ExistingEndpointName={endpoint} ExistingBaseComponentName={base} ExistingExecutionRoleArn={role}"
+    chosen = f"{parameters} {existing}"
+    build_and_deploy(stack.cloud, "--stack-name", "loradrop-other", "--parameter-overrides", chosen)
+    return StackUnderTest(stack.cloud, "loradrop-other")
 
-    def deploy(endpoint: str, base: str) -> StackUnderTest:
-        parameters = "BaseProfile=tiny-llama MaxLoraRank=16 GracePeriodSeconds=1 InServiceDeadlineSeconds=60"
-        existing = f"ExistingEndpointName={endpoint} ExistingBaseComponentName={base} ExistingExecutionRoleArn={role}"
-        chosen = f"{parameters} {existing}"
-        build_and_deploy(stack.cloud, "--stack-name", "loradrop-other", "--parameter-overrides", chosen)
-        return StackUnderTest(stack.cloud, "loradrop-other")
 
-    other = deploy(endpoint, base)
+def test_an_existing_base_is_used(stack: StackUnderTest) -> None:
+    other = deployed_beside(stack, stack.outputs["EndpointName"], stack.outputs["BaseComponentName"])
     assert other.drop("guest", good_tarball(seed=43)).states == DEPLOYED
     assert other.components("guest")
     assert not [name for name in other.resources() if name == "Endpoint"], "it made no endpoint of its own"
 
-    for wrong_endpoint, wrong_base, named in ((endpoint, "nobody", "nobody"), ("nowhere", base, "nowhere")):
-        wrong = deploy(wrong_endpoint, wrong_base)
-        execution = wrong.drop("lost", good_tarball(seed=44))
-        assert execution.states == [*VALIDATED, "CreateComponent", *FAILED]
-        assert execution.task_errors("CreateComponent") == ["ComponentRefused"], "no retry"
-        assert named in execution.cause
-        assert "Check that both exist and are InService." in execution.cause
-        assert_nothing_is_left(wrong, "lost")
+
+@pytest.mark.long
+@pytest.mark.parametrize("missing", ["endpoint", "base"])
+def test_a_missing_base_is_named(stack: StackUnderTest, missing: str) -> None:
+    names = {"endpoint": stack.outputs["EndpointName"], "base": stack.outputs["BaseComponentName"]}
+    wrong = deployed_beside(stack, **(names | {missing: "nowhere"}))
+    execution = wrong.drop("lost", good_tarball(seed=44))
+    assert execution.states == [*VALIDATED, "CreateComponent", *FAILED]
+    assert execution.task_errors("CreateComponent") == ["ComponentRefused"], "no retry"
+    assert "nowhere" in execution.cause
+    assert "Check that both exist and are InService." in execution.cause
+    assert_nothing_is_left(wrong, "lost")
 
 
 def assert_nothing_is_left(stack: StackUnderTest, adapter: str) -> None:
