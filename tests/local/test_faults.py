@@ -47,12 +47,12 @@ def test_a_clean_up_that_dies_is_done_again(stack: StackUnderTest, kill: dict[st
 CALLS = {
     "ClaimUpload": 5,
     "ValidateAdapter": 4,
-    "CreateComponent": 6,
+    "CreateComponent": 9,
     "WaitForInService": 2,
     "SmokeTestAdapter": 5,
     "PromoteAdapter": 4,
     "CleanUpComponent": 7,
-    "ReportOutcome": 9,
+    "ReportOutcome": 14,
 }
 
 
@@ -63,7 +63,7 @@ def test_each_call_is_refused_once_or_loses_its_answer(
     stack: StackUnderTest, function: str, *, carried_out: bool
 ) -> None:
     """An adapter for each call: it meets that one fault. It goes live or fails in words, and nothing is left over."""
-    names = [f"{function.lower()}-{'lost' if carried_out else 'refused'}-{n}" for n in range(1, CALLS[function] + 1)]
+    names = [f"{function.lower()}-{'lost' if carried_out else 'refused'}-{n}x" for n in range(1, CALLS[function] + 1)]
     refusals = [
         {"action": "*:*", "function": function, "about": name, "nth": nth, "code": "AccessDenied", "status": 403}
         | {"carried_out": carried_out}
