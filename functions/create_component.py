@@ -15,6 +15,7 @@ from aws.turns import Turns
 from loradrop.deployment import Deployment, Placement, Release, Supersession, Turn
 from loradrop.lifecycle import Decision, Use
 from loradrop.names import component_name
+from loradrop.wire import STACK_TAG
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.typing import LambdaContext
@@ -58,7 +59,7 @@ def handler(event: dict[str, Any], _context: "LambdaContext") -> dict[str, Any]:
             "loradrop:adapter": upload.adapter,
             "loradrop:release": release.sha256,
             "loradrop:upload": upload.version_id or "",
-            components.STACK_TAG: stack,
+            STACK_TAG: stack,
         }
         try:
             components.create(use.name, endpoint, base, release.uri, tags)

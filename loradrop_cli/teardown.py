@@ -17,18 +17,17 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from loradrop.wire import COMPONENT_BUSY_TEXTS, COMPONENT_LEAVING_TEXT, STACK_TAG, is_component_missing
 from loradrop_client import LoradropError, explaining
 
 from .connection import THREADS, Connection
 from .exit_codes import ExitCode
 from .terminal import CommandError, Progress, print_message
 
-STACK_TAG = "loradrop:stack"
 _POLL_SECONDS = 2.0
 _GONE_CODES = ("ResourceNotFoundException", "StateMachineDoesNotExist")
 # DeleteStack answers before the status changes.
 _BEGIN_SECONDS = 30
-_BUSY = ("CREATE_IN_PROGRESS", "UPDATE_RC_IN_PROGRESS", "UPDATE_IN_PROGRESS")
 _MAX_DELETED_AT_ONCE = 1000  # of S3's DeleteObjects
 
 
@@ -232,12 +231,15 @@ def _delete(sagemaker: Any, name: str) -> None:
         ):
             sagemaker.delete_inference_component(InferenceComponentName=name)
     except ClientError as error:
-        if not _is_missing(error) and not any(text in str(error) for text in (*_BUSY, "DELETE_IN_PROGRESS")):
+        if not _is_missing(error) and not any(
+            text in str(error) for text in (*COMPONENT_BUSY_TEXTS, COMPONENT_LEAVING_TEXT)
+        ):
             raise
 
 
 def _is_missing(error: ClientError) -> bool:
-    return "could not find" in error.response["Error"].get("Message", "").lower()
+    found = error.response["Error"]
+    return is_component_missing(found.get("Code", ""), found.get("Message", ""))
 
 
 def _delete_stack(connection: Connection, deadline: float) -> tuple[str, list[str]]:

@@ -16,15 +16,13 @@ from aws.faults import (
     raise_if_throttled,
 )
 from aws.runtime import SAGEMAKER_CONFIG
+from loradrop.wire import COMPONENT_BUSY_TEXTS, COMPONENT_LEAVING_TEXT, STACK_TAG, is_component_missing
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker.literals import InferenceComponentStatusType
     from mypy_boto3_sagemaker.type_defs import DescribeInferenceComponentOutputTypeDef, InferenceComponentSummaryTypeDef
 
 sagemaker = boto3.client("sagemaker", config=SAGEMAKER_CONFIG)
-
-STACK_TAG = "loradrop:stack"
-_BUSY_TEXTS = ("CREATE_IN_PROGRESS", "UPDATE_RC_IN_PROGRESS", "UPDATE_IN_PROGRESS")
 
 
 def describe(name: str) -> "DescribeInferenceComponentOutputTypeDef | None":
@@ -86,9 +84,9 @@ def delete(name: str) -> bool:
         except ClientError as error:
             raise_if_throttled(error)
             message = error_message(error)
-            if any(text in message for text in _BUSY_TEXTS):
+            if any(text in message for text in COMPONENT_BUSY_TEXTS):
                 raise ComponentBusy(f"{name} is {found.get('InferenceComponentStatus')}: {message}") from error
-            if not ("DELETE_IN_PROGRESS" in message or _is_missing(error) or describe(name) is None):
+            if not (COMPONENT_LEAVING_TEXT in message or _is_missing(error) or describe(name) is None):
                 raise
     return describe(name) is None
 
@@ -132,5 +130,4 @@ def _is_base_changing(base: str) -> bool:
 
 
 def _is_missing(error: ClientError) -> bool:
-    # SageMaker models no error of its own for a component that does not exist.
-    return error_code(error) == "ValidationException" and "could not find" in error_message(error).lower()
+    return is_component_missing(error_code(error), error_message(error))
